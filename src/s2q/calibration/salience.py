@@ -1,0 +1,85 @@
+"""How much a candidate (prompt, step) is worth as a calibration sample: Eqs. 3, 6, 7, 8 of arXiv 2508.04016."""
+
+import torch
+from torch import Tensor, nn
+
+from s2q.calibration.trajectory import TrajectoryStore
+from s2q.models.blocks import first_call
+from s2q.models.family import Family
+from s2q.numerics.spectral import gram_spectral_norm
+
+
+def diffusion_salience(latents: Tensor) -> Tensor:
+    """Eq. 3: C_diff(t) = ‖x_t − x_{t−1}‖² / ‖x_t‖², how far the step moves the latent.
+
+    Args:
+        latents: [T+1, …], most noise first, the finished latent last.
+
+    Returns:
+        float64 [T].
+    """
+    x = latents.double().flatten(1)
+    return (x[:-1] - x[1:]).square().sum(1) / x[:-1].square().sum(1)
+
+
+def quantization_salience(tokens: Tensor) -> Tensor:
+    """Eq. 6: C_quant(t) = ‖x_tᵀ x_t‖₂ (spectral norm), the size of the layer-wise Hessian's approximation.
+
+    Args:
+        tokens: [T, n, d].
+
+    Returns:
+        float64 [T].
+    """
+    return torch.tensor([gram_spectral_norm(x) for x in tokens], dtype=torch.float64)
+
+
+def min_max(values: Tensor) -> Tensor:
+    """Eq. 7: to [0, 1] over the whole pool; values that are all the same become 1, so that they do not decide."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else torch.ones_like(values)
+
+
+def combine(diffusion: Tensor, quantization: Tensor) -> Tensor:
+    """Eq. 8: the product of both, normalised over the pool. Both [P, T] → [P, T]."""
+    return min_max(diffusion) * min_max(quantization)
+
+
+def patch_tokens(latents: Tensor, patch: int) -> Tensor:
+    """The latent as the transformer's patch embedding cuts it: [T, F, C, h, w] → [T, F·(h/p)·(w/p), C·p·p]."""
+    steps, frames, channels, height, width = latents.shape
+    cut = latents.reshape(steps, frames, channels, height // patch, patch, width // patch, patch)
+    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(steps, -1, channels * patch * patch)
+
+
+def salience_of_prompt(
+    store: TrajectoryStore, prompt: int, model: nn.Module, family: Family, tokens: str
+) -> tuple[Tensor, Tensor]:
+    """C_diff and C_quant over the steps of one prompt, float64 [T] each.
+
+    Args:
+        tokens: "latents": x_t as patches of the latent, the literal reading of Eq. 6 (one number a step whatever the
+            guidance branch, and free); "hidden_states": the input of the first block (the patches after embedding, of
+            the conditional branch), where quantization really starts.
+    """
+    latents = store.latents(prompt)
+    if tokens == "latents":
+        cut = patch_tokens(latents[:-1], model.config.patch_size)
+        return diffusion_salience(latents), quantization_salience(cut)
+    device, dtype = model.device, model.dtype
+    norms = []
+    for step in range(len(latents) - 1):
+        arguments = to_device(store.arguments(prompt, step, "cond"), device, dtype)
+        norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]))
+    return diffusion_salience(latents), torch.tensor(norms, dtype=torch.float64)
+
+
+def to_device(value, device: torch.device | str, dtype: torch.dtype):
+    """Move the tensors in nested dictionaries and tuples, casting those of floating point."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {name: to_device(item, device, dtype) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_device(item, device, dtype) for item in value)
+    return value

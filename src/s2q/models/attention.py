@@ -1,0 +1,84 @@
+"""See attention from outside: the queries and keys of any model, where they meet, and what each token receives.
+
+Every attention of diffusers' native backend ends in `torch.nn.functional.scaled_dot_product_attention`, where a
+`TorchFunctionMode` sees its arguments. No attention processor has to be replaced.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from s2q.models.family import Family
+
+
+def received_attention(query: Tensor, key: Tensor, mask: Tensor | None = None, chunk: int = 256) -> Tensor:
+    """S_j = Σ_{h,i} A_{h,i,j}: what each token receives over all heads and queries. Sums to H · S_q.
+
+    The S × S map never exists: `chunk` queries are softmaxed at a time.
+
+    Args:
+        query: [B, H, S_q, D].
+        key: [B, H, S_k, D].
+        mask: as `scaled_dot_product_attention` takes it, broadcastable to [B, H, S_q, S_k].
+
+    Returns:
+        float32 [B, S_k].
+    """
+    scale = 1 / math.sqrt(query.shape[-1])
+    keys = key.float().mT * scale
+    received = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
+    for start in range(0, query.shape[2], chunk):
+        scores = query[:, :, start : start + chunk].float() @ keys
+        if mask is not None:
+            rows = mask if mask.shape[-2] == 1 else mask[..., start : start + chunk, :]
+            scores = scores.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else scores + rows
+        received += scores.softmax(dim=-1).sum(dim=(1, 2))
+    return received
+
+
+class AttentionTap(TorchFunctionMode):
+    """Inside this context, `receive(block index, received attention [B, S])` is called for every self-attention.
+
+    Raises (on leaving the context):
+        RuntimeError: a block's self-attention was never seen, as with a fused or linear attention backend.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, receive: Callable[[int, Tensor], None]):
+        super().__init__()
+        self._modules = [block.get_submodule(family.self_attention) for _, block in family.blocks(model)]
+        self._receive = receive
+        self._active: int | None = None
+        self._seen: set[int] = set()
+        self._handles: list = []
+
+    def __enter__(self) -> "AttentionTap":
+        for index, module in enumerate(self._modules):
+            self._handles += [
+                module.register_forward_pre_hook(lambda *_, index=index: setattr(self, "_active", index)),
+                module.register_forward_hook(lambda *_: setattr(self, "_active", None)),
+            ]
+        return super().__enter__()
+
+    def __exit__(self, kind, error, trace) -> None:
+        super().__exit__(kind, error, trace)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        missing = sorted(set(range(len(self._modules))) - self._seen)
+        if kind is None and missing:
+            raise RuntimeError(
+                f"the self-attention of blocks {missing} does not pass through scaled_dot_product_attention: "
+                "use diffusers' native attention backend for calibration"
+            )
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is nn.functional.scaled_dot_product_attention and self._active is not None:
+            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
+            sums = received_attention(named["query"], named["key"], named.get("attn_mask"))
+            self._seen.add(self._active)
+            self._receive(self._active, sums)
+        return function(*args, **kwargs)

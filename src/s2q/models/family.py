@@ -1,0 +1,85 @@
+"""What s2q knows of an architecture: a few lines of data."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture of video diffusion transformers."""
+
+    name: str
+    model_classes: tuple[str, ...]
+    block_lists: tuple[str, ...]
+    """Attributes of the model that hold its blocks, in the order they run."""
+    states: tuple[str, ...]
+    """Arguments that flow from block to block, in the order in which a block returns them."""
+    tokens: tuple[str, ...]
+    """The states in the order in which their tokens stand in self-attention."""
+    self_attention: str
+    """Name, inside a block, of the module that computes it."""
+    shared_inputs: tuple[tuple[str, ...], ...] = ()
+    """Linears, inside a block, that receive the very same tensor."""
+    modulation: tuple[str, ...] = ()
+    """Globs, inside a block, of the adaLN linears."""
+    latents: str = "hidden_states"
+    """Argument of the model that holds the noisy latents."""
+    timestep: str = "timestep"
+
+    def is_modulation(self, name: str) -> bool:
+        """Whether the linear `name` (inside a block) makes scales and shifts from the timestep."""
+        return any(fnmatchcase(name, pattern) for pattern in self.modulation)
+
+    def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
+        """(full name, block) of all blocks of `model` in the order they run."""
+        return [
+            (f"{attribute}.{index}", block)
+            for attribute in self.block_lists
+            for index, block in enumerate(getattr(model, attribute))
+        ]
+
+    def groups(self, block: nn.Module, keep_float: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+        """The linears of `block` that are quantized (all but the globs `keep_float`), those that share an input together."""
+        linears = [
+            name
+            for name, module in block.named_modules()
+            if isinstance(module, nn.Linear) and not any(fnmatchcase(name, pattern) for pattern in keep_float)
+        ]
+        shared = [tuple(name for name in group if name in linears) for group in self.shared_inputs]
+        together = {name for group in shared for name in group}
+        return [group for group in shared if group] + [(name,) for name in linears if name not in together]
+
+
+_REGISTRY: dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Make a family known.
+
+    Raises:
+        ValueError: one of its model classes belongs to another family already.
+    """
+    for model_class in family.model_classes:
+        owner = _REGISTRY.get(model_class)
+        if owner is not None and owner != family:
+            raise ValueError(f"{model_class} already belongs to family {owner.name!r}")
+        _REGISTRY[model_class] = family
+    return family
+
+
+def resolve(model: nn.Module | str) -> Family:
+    """The family of a model, or of a model's class name.
+
+    Raises:
+        ValueError: no family is known for it.
+    """
+    model_class = model if isinstance(model, str) else type(model).__name__
+    try:
+        return _REGISTRY[model_class]
+    except KeyError:
+        raise ValueError(
+            f"{model_class} is not a video transformer that s2q knows. Known: {', '.join(sorted(_REGISTRY))}. "
+            "docs/architectures.md tells how to add one."
+        ) from None

@@ -1,0 +1,158 @@
+"""Open a diffusers pipeline: a folder, a hub id, or the word `demo`, with clear errors before anything is loaded."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import HfHubHTTPError
+
+from s2q.models.family import Family, resolve
+
+DEMO = "demo"
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot be used, with what was seen and what to do."""
+
+
+@dataclass
+class OpenPipeline:
+    """A loaded pipeline, and how it is to be called."""
+
+    source: str
+    """What the user named."""
+    folder: Path
+    """Where it stands on this machine."""
+    pipe: DiffusionPipeline
+    family: Family
+    call: dict[str, Any] = field(default_factory=dict)
+    """Arguments of every call: size, steps, guidance."""
+
+
+def locate(source: str) -> Path:
+    """The local folder of the pipeline that `source` names; a hub id is downloaded (resumed, if it was broken off).
+
+    Raises:
+        PipelineError: a folder that is missing, incomplete, or no pipeline.
+    """
+    if source == DEMO:
+        from s2q.demo import pipeline_dir
+
+        return pipeline_dir()
+    path = Path(source)
+    if path.is_dir():
+        _check_folder(path)
+        return path
+    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix
+    if path.exists() or not looks_like_hub_id:
+        raise PipelineError(
+            f"{source} is not a folder. Give a diffusers pipeline folder, a hub id such as "
+            f"THUDM/CogVideoX-2b, or the word {DEMO!r}."
+        )
+    try:
+        folder = Path(DiffusionPipeline.download(source))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise PipelineError(f"{source} cannot be had from the hub (absent, gated, or no network): {error}") from error
+    _check_folder(folder)
+    return folder
+
+
+def _check_folder(path: Path) -> None:
+    index = path / "model_index.json"
+    if not index.is_file():
+        hint = " (this is one component; give the folder above it)" if (path / "config.json").is_file() else ""
+        raise PipelineError(f"{path} has no model_index.json, so it is not a diffusers pipeline{hint}")
+    try:
+        parts = json.loads(index.read_text())
+    except ValueError as error:
+        raise PipelineError(f"{index} is not valid JSON: {error}") from None
+    if "transformer" not in parts:
+        raise PipelineError(f"{path} ({parts.get('_class_name')}) has no transformer: s2q quantizes video transformers")
+    resolve_class = parts["transformer"][1]
+    try:
+        resolve(resolve_class)
+    except ValueError as error:
+        raise PipelineError(str(error)) from None
+    wrong = []
+    for name, entry in parts.items():
+        if isinstance(entry, list) and entry[0] is not None:
+            wrong += _missing_files(path / name)
+    if wrong:
+        raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
+
+
+def _missing_files(component: Path) -> list[str]:
+    if not component.is_dir():
+        return [f"folder {component.name} is missing"]
+    if any(component.rglob("*.incomplete")):
+        return [f"{component.name} has unfinished downloads"]
+    missing = []
+    for index in component.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing += [f"{component.name}/{shard} is missing" for shard in sorted(shards) if not (component / shard).exists()]
+    is_model = (component / "config.json").is_file()
+    if is_model and not any(component.glob("*.safetensors")) and not any(component.glob("*.bin")):
+        missing.append(f"{component.name} has no weights")
+    return missing
+
+
+def open_pipeline(
+    source: str,
+    *,
+    transformer: str | Path | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    **call: Any,
+) -> OpenPipeline:
+    """Load a pipeline, with another transformer in place of its own if one is given.
+
+    Args:
+        call: arguments of each call (num_inference_steps, guidance_scale, height, width, num_frames …);
+            None stands for the pipeline's own default.
+
+    Raises:
+        PipelineError: see `locate`; also a folder that diffusers cannot load.
+    """
+    folder = locate(source)
+    parts: dict[str, Any] = {}
+    if transformer is not None:
+        parts["transformer"] = load_transformer(transformer, dtype)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **parts)
+    except (OSError, ValueError, KeyError) as error:
+        raise PipelineError(f"diffusers cannot load {source}: {error}") from error
+    pipe.to(device)
+    pipe.set_progress_bar_config(disable=True)
+    defaults: dict[str, Any] = {}
+    if source == DEMO:
+        from s2q.demo import GENERATION
+
+        defaults |= GENERATION
+    text_length = getattr(pipe.transformer.config, "max_text_seq_length", None)
+    if text_length:
+        defaults["max_sequence_length"] = text_length
+    chosen = {name: value for name, value in call.items() if value is not None}
+    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen)
+
+
+def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
+    """The transformer in `folder`, quantized or not.
+
+    Raises:
+        PipelineError: no transformer there, or another class.
+        CheckpointError: an s2q checkpoint that is incomplete or damaged.
+    """
+    folder = Path(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise PipelineError(f"{folder} has no config.json, so it is not a transformer folder")
+    name = json.loads(config.read_text()).get("_class_name")
+    try:
+        resolve(name)
+    except ValueError as error:
+        raise PipelineError(f"{folder}: {error}") from None
+    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)

@@ -1,0 +1,71 @@
+"""Low-bit integers in int32 words, laid out as compressed-tensors' `pack-quantized` format.
+
+A row of K codes becomes a little-endian bit stream: code k + 2^(b−1) (offset binary) stands at bits
+[k·b, (k+1)·b), and the stream is cut into ⌈K·b / 32⌉ int32 words, the last one padded with zeros.
+For 4 bits this is eight nibbles a word, the lowest nibble first.
+"""
+
+import torch
+from torch import Tensor
+
+from s2q.numerics.quantizer import integer_range
+
+
+def packed_width(columns: int, bits: int) -> int:
+    """Number of int32 words that hold one row of `columns` codes of `bits` bits."""
+    return -(-columns * bits // 32)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack signed codes into words.
+
+    Args:
+        codes: int8 [N, K], each in the `bits`-bit range.
+
+    Returns:
+        int32 [N, ⌈K·bits/32⌉].
+
+    Raises:
+        ValueError: a code lies outside the range.
+    """
+    smallest, largest = integer_range(bits)
+    if codes.numel() and (int(codes.min()) < smallest or int(codes.max()) > largest):
+        raise ValueError(
+            f"codes span {int(codes.min())}..{int(codes.max())}, outside the {bits}-bit range {smallest}..{largest}"
+        )
+    rows, columns = codes.shape
+    unsigned = (codes.to(torch.int16) - smallest).to(torch.uint8)
+    shifts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
+    stream = ((unsigned.unsqueeze(-1) >> shifts) & 1).reshape(rows, columns * bits)
+    words = packed_width(columns, bits)
+    padded = torch.zeros(rows, words * 32, dtype=torch.uint8, device=codes.device)
+    padded[:, : columns * bits] = stream
+    weights = 1 << torch.arange(8, dtype=torch.uint8, device=codes.device)
+    data = (padded.view(rows, words * 4, 8) * weights).sum(-1, dtype=torch.uint8)
+    return data.view(torch.int32)
+
+
+def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
+    """The codes that `pack` packed.
+
+    Args:
+        words: int32 [N, ⌈K·bits/32⌉], contiguous.
+        columns: K.
+
+    Returns:
+        int8 [N, K].
+    """
+    smallest, _ = integer_range(bits)
+    rows = words.shape[0]
+    data = words.contiguous().view(torch.uint8)
+    if bits == 8:
+        return (data[:, :columns] ^ 0x80).view(torch.int8).contiguous()
+    if bits == 4:
+        # Subtracting the offset wraps in uint8, which read as int8 is the signed code.
+        both = torch.stack((data & 15, data >> 4), dim=-1).sub_(8)
+        return both.view(rows, -1).view(torch.int8)[:, :columns].contiguous()
+    shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
+    stream = ((data.unsqueeze(-1) >> shifts) & 1).view(rows, -1)[:, : columns * bits]
+    weights = 1 << torch.arange(bits, dtype=torch.uint8, device=words.device)
+    unsigned = (stream.reshape(rows, columns, bits) * weights).sum(-1, dtype=torch.uint8)
+    return (unsigned.to(torch.int16) + smallest).to(torch.int8)

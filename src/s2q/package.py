@@ -1,0 +1,156 @@
+"""Put the quantized blocks and the untouched rest together: an ordinary diffusers transformer folder."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import safe_open
+from torch import Tensor
+
+import s2q
+from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
+from s2q.models.pipelines import OpenPipeline
+from s2q.quantization.block import scheme_for, scheme_spec
+from s2q.recipe import Recipe
+from s2q.storage import read_json, write_json
+from s2q.workspace import Workspace
+
+MAX_SHARD_SIZE = "5GB"
+# diffusers' name; a lone file has no suffix, shards are numbered.
+WEIGHTS_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+
+
+class OutputError(ValueError):
+    """An output folder that holds something else."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Bytes of the transformer's tensors on disk, before and after."""
+
+    float_bytes: int
+    quantized_bytes: int
+    bits_per_block_weight: float
+    """Of the packed codes alone; scales and transforms are counted under `parts`."""
+    parts: dict[str, tuple[int, int]]
+    """Part → bytes before, after."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the report."""
+        return asdict(self)
+
+
+def check_output(out: Path, settings_id: str) -> bool:
+    """Whether `out` already holds the result of these settings.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    present = read_json(out / PROVENANCE_NAME) if out.is_dir() else None
+    if present is not None and present.get("settings") == settings_id:
+        return True
+    what = "the result of another s2q run" if present is not None else "something else"
+    raise OutputError(f"{out} exists and holds {what}: choose another output, or remove it")
+
+
+def write_transformer(
+    opened: OpenPipeline, recipe: Recipe, workspace: Workspace, out: Path, provenance: dict[str, Any]
+) -> Storage:
+    """Write the folder `out` whole or not at all, and count its bytes.
+
+    The float tensors that are kept are copied from the pipeline's own files, so they stay bit for bit what they were.
+    """
+    source = opened.folder / "transformer"
+    config = json.loads((source / "config.json").read_text())
+    quantized, spec = _collect(opened, recipe, workspace)
+    weights = {f"{name}.weight" for name in spec.scheme_of()}
+    state = {name: tensor for name, tensor in _source_tensors(source) if name not in weights} | quantized
+    storage = _storage(source, weights, quantized, state)
+    if check_output(out, provenance["settings"]):
+        return storage
+    config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
+    config.pop("_name_or_path", None)
+    versions = {"s2q": s2q.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        save_torch_state_dict(
+            state, unfinished, filename_pattern=WEIGHTS_PATTERN, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
+        )
+        write_json(unfinished / "config.json", config)
+        write_json(unfinished / PROVENANCE_NAME, provenance | {"versions": versions, "storage": storage.to_dict()})
+        os.replace(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return storage
+
+
+def _source_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                yield name, file.get_tensor(name)
+
+
+def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple[dict[str, Tensor], QuantizationSpec]:
+    """All quantized tensors by full name, and the configuration that describes them."""
+    tensors: dict[str, Tensor] = {}
+    shared: list[tuple[str, ...]] = []
+    schemes: dict[str, tuple[SchemeSpec, dict[str, str], dict[str, tuple[int, int]]]] = {}
+    for index, (block_name, _) in enumerate(opened.family.blocks(opened.pipe.transformer)):
+        groups = workspace.block_metadata(index)["groups"]
+        shared += [tuple(f"{block_name}.{name}" for name in group) for group in groups if len(group) > 1]
+        for name, named in workspace.read_block(index).items():
+            full = f"{block_name}.{name}"
+            tensors |= {f"{full}.{key}": tensor for key, tensor in named.items()}
+            columns = int(named["weight_shape"][1])
+            described = scheme_spec(scheme_for(recipe, opened.family, name), columns)
+            # Linears of all widths under one scheme: the same but for the Kronecker factors of their width.
+            key = described.model_copy(update={"kronecker_factors": {}}).model_dump_json()
+            _, targets, factors = schemes.setdefault(key, (described, {}, {}))
+            targets[full] = checksum(named)
+            factors |= described.kronecker_factors
+    spec = QuantizationSpec(
+        recipe=recipe.name,
+        bits=recipe.bits,
+        producer=f"s2q {s2q.__version__}",
+        schemes=tuple(
+            described.model_copy(update={"targets": targets, "kronecker_factors": factors})
+            for described, targets, factors in schemes.values()
+        ),
+        shared_inputs=tuple(shared),
+    )
+    return tensors, spec
+
+
+def _storage(source: Path, weights: set[str], quantized: dict[str, Tensor], state: dict[str, Tensor]) -> Storage:
+    before, elements, other = 0, 0, 0
+    for name, tensor in _source_tensors(source):
+        if name in weights:
+            before += tensor.nbytes
+            elements += tensor.numel()
+        else:
+            other += tensor.nbytes
+
+    def after(*endings: str) -> int:
+        return sum(tensor.nbytes for name, tensor in quantized.items() if name.endswith(endings))
+
+    packed = after(".weight_packed")
+    parts = {
+        "block weights": (before, packed),
+        "scales": (0, after(".weight_scale", ".weight_shape")),
+        "transforms": (0, after(".input_scale", ".input_left", ".input_right", ".input_clip")),
+        "other": (other, other),
+    }
+    return Storage(before + other, sum(t.nbytes for t in state.values()), 8 * packed / elements, parts)

@@ -1,0 +1,1 @@
+"""From a float block to a quantized one."""

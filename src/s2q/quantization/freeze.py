@@ -1,0 +1,58 @@
+"""Turn what was learned into integers: fold the transform into the weight, round, pack."""
+
+import torch
+from torch import Tensor
+
+from s2q.numerics.gptq import gptq_round
+from s2q.numerics.kronecker import kronecker_apply
+from s2q.numerics.packing import pack
+from s2q.numerics.quantizer import quantize
+from s2q.quantization.layer import SimulatedLinear
+from s2q.recipe import LinearScheme
+from s2q.runtime.reference import InputTransform
+
+
+@torch.no_grad()
+def frozen_transform(linear: SimulatedLinear) -> InputTransform:
+    """The input's transform as it will be stored: float32, detached."""
+    return InputTransform(
+        *(None if t is None else t.detach().float().contiguous() for t in linear.inputs.input_transform())
+    )
+
+
+@torch.no_grad()
+def fold(weight: Tensor, transform: InputTransform) -> Tensor:
+    """The weight that makes up for `transform` exactly as stored: float64 [N, K], inverses taken in float64."""
+    weight = weight.double()
+    if transform.scale is not None:
+        weight = weight / transform.scale.double()
+    if transform.left is not None:
+        inverses = (torch.linalg.inv(factor.double()).mT for factor in (transform.left, transform.right))
+        weight = kronecker_apply(weight, *inverses)
+    return weight
+
+
+@torch.no_grad()
+def freeze(linear: SimulatedLinear, scheme: LinearScheme, hessian: Tensor | None) -> dict[str, Tensor]:
+    """The tensors of `s2q.checkpoint` for one linear (without bias).
+
+    Args:
+        hessian: [K, K] of the transformed, quantized inputs; needed by GPTQ.
+    """
+    transform = frozen_transform(linear)
+    weight = fold(linear.weight, transform)
+    scale = linear.weight_scale(weight).float()
+    if scheme.rounding == "gptq":
+        codes = gptq_round(weight, scale, hessian, scheme.weight_bits)
+    else:
+        codes = quantize(weight, scale.double(), scheme.weight_bits)
+    named = {
+        "weight_packed": pack(codes, scheme.weight_bits),
+        "weight_scale": scale,
+        "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
+        "input_scale": transform.scale,
+        "input_left": transform.left,
+        "input_right": transform.right,
+        "input_clip": transform.clip,
+    }
+    return {name: tensor.cpu().contiguous() for name, tensor in named.items() if tensor is not None}

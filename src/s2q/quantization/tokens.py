@@ -1,0 +1,40 @@
+"""How much each token counts in the distillation: Eq. 11 of arXiv 2508.04016."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2q.models.attention import AttentionTap
+from s2q.models.family import Family
+
+
+@torch.no_grad()
+def received_by_block(model: nn.Module, family: Family, arguments: Mapping[str, Any]) -> list[Tensor]:
+    """What each token receives in the self-attention of each block, in one pass of the float model.
+
+    Returns:
+        one float32 [B, S] a block, tokens in the order of self-attention, text included.
+    """
+    received: dict[int, Tensor] = {}
+    with AttentionTap(model, family, received.__setitem__):
+        model(**arguments)
+    return [received[index] for index in range(len(received))]
+
+
+def token_weights(received: Tensor, lambda_min: float = 0.5, lambda_max: float = 1.0) -> Tensor:
+    """Eq. 11: λ_j = (S_j − min S)/(max S − min S) · (λ_max − λ_min) + λ_min, over the tokens of each row.
+
+    A row whose tokens all receive the same gets λ_max throughout.
+
+    Args:
+        received: [B, S].
+
+    Returns:
+        [B, S] in [λ_min, λ_max].
+    """
+    low = received.amin(dim=1, keepdim=True)
+    span = received.amax(dim=1, keepdim=True) - low
+    share = torch.where(span > 0, (received - low) / span.clamp(min=torch.finfo(received.dtype).tiny), 1.0)
+    return share * (lambda_max - lambda_min) + lambda_min

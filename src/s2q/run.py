@@ -1,0 +1,251 @@
+"""The corridor: the stages of quantizing in order, each item of each stage resumable."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2q.calibration.salience import combine, salience_of_prompt, to_device
+from s2q.calibration.selection import Sample, select
+from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.models.blocks import joined_tokens, record_calls, replay
+from s2q.models.pipelines import OpenPipeline
+from s2q.package import Storage, write_transformer
+from s2q.progress import NoProgress, Progress
+from s2q.quantization.block import calibrate_block, packed_block
+from s2q.quantization.objective import BlockSample
+from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.recipe import Recipe
+from s2q.storage import derived_seed, fingerprint, read_json, read_metadata, write_json, write_tensors
+from s2q.workspace import Workspace
+
+
+@dataclass
+class Calibration:
+    """What calibration found, for provenance and report."""
+
+    samples: list[Sample] = field(default_factory=list)
+    scores: list[list[float]] | None = None
+    """[P][T], Eq. 8."""
+    timesteps: list[float] = field(default_factory=list)
+    blocks: list[dict[str, Any]] = field(default_factory=list)
+    """name, before (round-to-nearest), after: relative error of the block's outputs."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The result of `quantize`."""
+
+    folder: Path
+    calibration: Calibration
+    storage: Storage
+
+
+def settings(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed: int) -> dict[str, Any]:
+    """Everything the result depends on."""
+    weights = sorted((opened.folder / "transformer").glob("*.safetensors"))
+    return {
+        "pipeline": opened.source,
+        "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
+        "recipe": recipe.model_dump(mode="json"),
+        "prompts": list(prompts) if recipe.needs_samples else [],
+        "call": opened.call,
+        "seed": seed,
+        "dtype": str(opened.pipe.transformer.dtype),
+        "device": opened.pipe.transformer.device.type,
+    }
+
+
+def quantize(
+    opened: OpenPipeline,
+    recipe: Recipe,
+    out: Path,
+    *,
+    prompts: Sequence[str] = (),
+    seed: int = 0,
+    work: Path | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantize the transformer of a pipeline into the folder `out`.
+
+    Interrupted at any moment, the same call goes on from the last finished item and ends with the same bits.
+
+    Args:
+        prompts: one trajectory is recorded for each of the first `recipe.sampler.prompts`.
+        work: folder for what is unfinished; default is `out` with `.work` added. It is left behind, and makes a repeated
+            call cheap; it can be removed when `out` is there.
+
+    Raises:
+        ValueError: too few prompts or candidates, or a folder that holds another run.
+    """
+    progress = progress or NoProgress()
+    sampler = recipe.sampler
+    if recipe.needs_samples and len(prompts) < sampler.prompts:
+        raise ValueError(
+            f"recipe {recipe.name!r} records {sampler.prompts} prompts, but only {len(prompts)} were given: "
+            "give more, or set sampler.prompts"
+        )
+    prompts = list(prompts[: sampler.prompts])
+    chosen = settings(opened, recipe, prompts, seed)
+    workspace = Workspace.open(work or out.with_name(out.name + ".work"), chosen)
+    opened.pipe.transformer.eval().requires_grad_(False)
+    found = Calibration()
+    weights: list[list[Tensor]] = []
+    store = None
+    if recipe.needs_samples:
+        store = record_trajectories(opened, prompts, seed, workspace.folder / "trajectories", progress)
+        found.seconds["trajectories"] = store.seconds()
+        _select(opened, recipe, store, seed, workspace, progress, found)
+        weights = _token_weights(opened, recipe, store, workspace, progress, found)
+    _calibrate(opened, recipe, store, weights, seed, workspace, progress, found)
+    started = time.perf_counter()
+    storage = write_transformer(opened, recipe, workspace, out, provenance(chosen, found, prompts))
+    found.seconds["packing"] = time.perf_counter() - started
+    for stage in ("trajectories", "selection", "token_weights"):
+        found.seconds.setdefault(stage, 0.0)
+    return Quantized(out, found, storage)
+
+
+def provenance(chosen: dict[str, Any], found: Calibration, prompts: Sequence[str]) -> dict[str, Any]:
+    """Where the result came from; nothing in it depends on the clock, so that the same run gives the same bytes."""
+    kept = {key: chosen[key] for key in ("pipeline", "recipe", "seed", "dtype", "device", "call")}
+    return kept | {
+        "settings": fingerprint(chosen),
+        "prompts": list(prompts),
+        "samples": [list(sample) for sample in found.samples],
+        "salience": found.scores,
+        "timesteps": found.timesteps,
+        "blocks": found.blocks,
+    }
+
+
+def _select(
+    opened: OpenPipeline,
+    recipe: Recipe,
+    store: TrajectoryStore,
+    seed: int,
+    workspace: Workspace,
+    progress: Progress,
+    found: Calibration,
+) -> None:
+    path = workspace.folder / "selection.json"
+    done = read_json(path)
+    if done is None:
+        started = time.perf_counter()
+        transformer, pairs = opened.pipe.transformer, []
+        with progress.stage("selection", store.prompts) as stage:
+            for prompt in range(store.prompts):
+                pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
+                stage.advance()
+        diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
+        scores = combine(diffusion, quantization)
+        done = {
+            "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
+            "scores": scores.tolist(),
+            "timesteps": store.timesteps().tolist(),
+            "seconds": time.perf_counter() - started,
+        }
+        write_json(path, done)
+    found.samples = [Sample(*sample) for sample in done["samples"]]
+    found.scores, found.timesteps = done["scores"], done["timesteps"]
+    found.seconds["selection"] = done["seconds"]
+
+
+def _arguments(opened: OpenPipeline, store: TrajectoryStore, sample: Sample) -> dict[str, Any]:
+    transformer = opened.pipe.transformer
+    return to_device(store.arguments(sample.prompt, sample.step), transformer.device, transformer.dtype)
+
+
+def _token_weights(
+    opened: OpenPipeline,
+    recipe: Recipe,
+    store: TrajectoryStore,
+    workspace: Workspace,
+    progress: Progress,
+    found: Calibration,
+) -> list[list[Tensor]]:
+    """λ by sample and block, [B, S] each; empty if the recipe does not weight tokens."""
+    from safetensors.torch import load_file
+
+    objective, weights, seconds = recipe.objective, [], 0.0
+    if not objective.token_weights:
+        return weights
+    with progress.stage("token_weights", len(found.samples)) as stage:
+        for index, sample in enumerate(found.samples):
+            path = workspace.folder / "token_weights" / f"sample-{index:04d}.safetensors"
+            if read_metadata(path) is None:
+                started = time.perf_counter()
+                received = received_by_block(opened.pipe.transformer, opened.family, _arguments(opened, store, sample))
+                tensors = {f"block.{block}": sums for block, sums in enumerate(received)}
+                write_tensors(path, tensors, {"seconds": time.perf_counter() - started})
+            seconds += read_metadata(path)["seconds"]
+            received = load_file(path)
+            weights.append(
+                [
+                    token_weights(received[f"block.{block}"], objective.lambda_min, objective.lambda_max)
+                    for block in range(len(received))
+                ]
+            )
+            stage.advance()
+    found.seconds["token_weights"] = seconds
+    return weights
+
+
+def _calibrate(
+    opened: OpenPipeline,
+    recipe: Recipe,
+    store: TrajectoryStore | None,
+    weights: list[list[Tensor]],
+    seed: int,
+    workspace: Workspace,
+    progress: Progress,
+    found: Calibration,
+) -> None:
+    """Quantize block after block; what a block passes on is made again from the float model when a run is resumed."""
+    transformer, family = opened.pipe.transformer, opened.family
+    blocks = family.blocks(transformer)
+    recorded = [record_calls(transformer, family, _arguments(opened, store, sample)) for sample in found.samples]
+    states = [first for first, _ in recorded]
+    quantized_states = states
+    steps = 0
+    if recipe.objective.kind != "none":
+        steps = recipe.optim.epochs * -(-len(states) // recipe.optim.batch_size)
+    with progress.stage("calibration", len(blocks) * (steps + 1)) as stage:
+        for index, (name, block) in enumerate(blocks):
+            path = workspace.block_path(index)
+            sides = [all_sides[index] for _, all_sides in recorded]
+            outputs = [replay(block, family, s, side) for s, side in zip(states, sides, strict=True)]
+            if read_metadata(path) is None:
+                samples = [
+                    BlockSample(
+                        quantized_states[k],
+                        sides[k],
+                        joined_tokens(family, outputs[k]),
+                        weights[k][index].to(transformer.device) if weights else None,
+                    )
+                    for k in range(len(states))
+                ]
+                groups = family.groups(block, recipe.keep_float)
+                calibrated = calibrate_block(
+                    block, family, recipe, groups, samples, derived_seed(seed, "block", index), stage.advance
+                )
+                workspace.write_block(index, name, groups, calibrated)
+                stage.advance(note=name)
+            else:
+                stage.advance(steps + 1, note=name)
+            metadata = read_metadata(path)
+            found.blocks.append({"name": name, "before": metadata["before"], "after": metadata["after"]})
+            found.seconds["calibration"] = found.seconds.get("calibration", 0.0) + metadata["seconds"]
+            if recipe.optim.propagate_error and states:
+                packed = packed_block(block, family, recipe, workspace.read_block(index))
+                quantized_states = [
+                    replay(packed, family, s, side) for s, side in zip(quantized_states, sides, strict=True)
+                ]
+            else:
+                quantized_states = outputs
+            states = outputs

@@ -1,0 +1,1 @@
+"""Inference with packed weights. Knows numerics and checkpoint, nothing of calibration."""

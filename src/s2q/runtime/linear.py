@@ -1,0 +1,130 @@
+"""A linear layer whose weight is packed and whose product is made of integers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from s2q.checkpoint import SchemeSpec, tensor_layout
+from s2q.numerics.kronecker import kronecker_apply
+from s2q.numerics.packing import unpack
+from s2q.runtime.integer import in_halves, multiply, quantize_input
+from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
+from s2q.runtime.reference import InputTransform, QuantizedInput
+
+
+class SharedInput:
+    """Remembers the last quantized input for linears that receive the same tensor (q, k and v).
+
+    The tensor is recognised by identity, and forgotten when every linear of the group has taken it. Each linear
+    can still work alone, so offloading, device maps and adapters need to know nothing of this.
+    """
+
+    def __init__(self, members: int):
+        self.members = members
+        self._source: Tensor | None = None
+        self._value: QuantizedInput | None = None
+        self._taken = 0
+
+    def get(self, x: Tensor, make: Callable[[], QuantizedInput]) -> QuantizedInput:
+        """The quantized form of `x`, made by `make` unless the linear before received the very same tensor."""
+        if self._source is not x or self._value is None:
+            self._source, self._value, self._taken = x, make(), 0
+        value = self._value
+        self._taken += 1
+        if self._taken >= self.members:
+            self._source = self._value = None
+        return value
+
+    def __deepcopy__(self, memo: dict) -> "SharedInput":
+        copy = SharedInput(self.members)
+        memo[id(self)] = copy
+        return copy
+
+
+class QuantLinear(nn.Linear):
+    """Packed b-bit weight, per-token quantized input, exact integer product.
+
+    A subclass of `nn.Linear` with every tensor a frozen Parameter, which is what PEFT, accelerate's offloading and
+    diffusers' saving expect. Tensors are described in `s2q.checkpoint`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: SchemeSpec,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        nn.Module.__init__(self)  # nn.Linear's own would allocate a float weight
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        self.tensor_names = tuple(tensor_layout(out_features, in_features, scheme))
+        for name, (shape, kind) in tensor_layout(out_features, in_features, scheme).items():
+            self.register_parameter(name, _frozen(torch.empty(shape, dtype=kind, device=device)))
+        self.register_parameter(
+            "bias", _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
+        )
+        self.shared_input: SharedInput | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The packed weight, int32: adapters ask it for its device."""
+        return self.weight_packed
+
+    def packed_tensors(self) -> dict[str, Tensor]:
+        """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
+        return {name: getattr(self, name) for name in self.tensor_names}
+
+    def _transform(self) -> InputTransform:
+        names = ("input_scale", "input_left", "input_right", "input_clip")
+        return InputTransform(*(getattr(self, name, None) for name in names))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] → [..., N] in the dtype of `x`."""
+        scheme, rows = self.scheme, x.reshape(-1, self.in_features)
+        direct = scheme.act_bits is None or torch.compiler.is_compiling()
+        if direct or (torch.is_grad_enabled() and x.requires_grad):
+            act_bits = WEIGHT_ONLY if scheme.act_bits is None else scheme.act_bits
+            y = quantized_linear(
+                rows, self.weight_packed, self.weight_scale, self.bias, *self._transform(), scheme.weight_bits, act_bits
+            )
+        else:
+            y = multiply(
+                self.quantized_input(x), self.weight_packed, scheme.weight_bits, self.weight_scale, self.bias, x.dtype
+            )
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def quantized_input(self, x: Tensor) -> QuantizedInput:
+        """Transform and quantize `x` [..., K], or take it from a linear of the group that just did."""
+
+        def make() -> QuantizedInput:
+            rows = x.reshape(-1, self.in_features)
+            halves = in_halves(self.scheme.weight_bits, self.in_features)
+            return quantize_input(rows, self._transform(), self.scheme.act_bits, halves)
+
+        return make() if self.shared_input is None else self.shared_input.get(x, make)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
+        """The float linear with the same weight, the transform undone; inputs are no longer quantized."""
+        weight = unpack(self.weight_packed, self.scheme.weight_bits, self.in_features).float() * self.weight_scale
+        transform = self._transform()
+        if transform.left is not None:
+            weight = kronecker_apply(weight, transform.left.mT, transform.right.mT)
+        if transform.scale is not None:
+            weight = weight * transform.scale
+        dtype = dtype or (self.bias.dtype if self.bias is not None else torch.float32)
+        linear = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        linear.weight = _frozen(weight.to(dtype))
+        if self.bias is not None:
+            linear.bias = _frozen(self.bias.detach().to(dtype))
+        return linear
+
+    def extra_repr(self) -> str:
+        act = self.scheme.act_bits or 16
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, W{self.scheme.weight_bits}A{act}"
+
+
+def _frozen(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
