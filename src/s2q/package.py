@@ -75,8 +75,6 @@ def write_transformer(
     weights = {f"{name}.weight" for name in spec.scheme_of()}
     state = {name: tensor for name, tensor in _source_tensors(source) if name not in weights} | quantized
     storage = _storage(source, weights, quantized, state)
-    if check_output(out, provenance["settings"]):
-        return storage
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
     versions = {"s2q": s2q.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
@@ -86,7 +84,11 @@ def write_transformer(
     unfinished.mkdir()
     try:
         save_torch_state_dict(
-            state, unfinished, filename_pattern=WEIGHTS_PATTERN, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
+            state,
+            unfinished,
+            filename_pattern=WEIGHTS_PATTERN,
+            max_shard_size=MAX_SHARD_SIZE,
+            metadata={"format": "pt"},
         )
         write_json(unfinished / "config.json", config)
         write_json(unfinished / PROVENANCE_NAME, provenance | {"versions": versions, "storage": storage.to_dict()})

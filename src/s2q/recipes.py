@@ -1,6 +1,9 @@
 """The published methods, each a short function from bits to a `Recipe`. Nothing else in s2q knows a method's name."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+
+from pydantic import ValidationError
 
 from s2q.recipe import Bits, LinearScheme, ObjectiveSpec, OptimSpec, Recipe, SamplerSpec, TransformSpec
 
@@ -52,6 +55,35 @@ def s2q_vdit(bits: Bits) -> Recipe:
 
 
 RECIPES: dict[str, Callable[[Bits], Recipe]] = {"s2q_vdit": s2q_vdit, "rtn": rtn, "gptq": gptq}
+
+
+def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
+    """A recipe with some fields changed.
+
+    Args:
+        assignments: `path.to.field=value`, for instance `optim.epochs=5`, `sampler.kind=random`, `linear.transform=null`.
+
+    Raises:
+        ValueError: no such field, or a value that the field does not allow.
+    """
+    data = base.model_dump()
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        *parents, field = path.split(".")
+        part = data
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if not equals or not isinstance(part, dict) or field not in part:
+            known = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
+            raise ValueError(f"cannot set {assignment!r}: write FIELD=VALUE, with a field among {known}")
+        try:
+            part[field] = json.loads(text)
+        except ValueError:
+            part[field] = text
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise ValueError(f"cannot apply {', '.join(assignments)}: {error}") from None
 
 
 def recipe(name: str, bits: str | Bits) -> Recipe:

@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from s2q.calibration.salience import combine, salience_of_prompt, to_device
 from s2q.calibration.selection import Sample, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models.blocks import joined_tokens, record_calls, replay
 from s2q.models.pipelines import OpenPipeline
-from s2q.package import Storage, write_transformer
+from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.block import calibrate_block, packed_block
 from s2q.quantization.objective import BlockSample
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.recipe import Recipe
-from s2q.storage import derived_seed, fingerprint, read_json, read_metadata, write_json, write_tensors
+from s2q.storage import derived_seed, file_digest, fingerprint, read_json, read_metadata, write_json, write_tensors
 from s2q.workspace import Workspace
+
+STAGES = ("trajectories", "selection", "token_weights", "calibration")
+SECONDS_NAME = "seconds.json"
 
 
 @dataclass
@@ -42,7 +47,8 @@ class Quantized:
     """The result of `quantize`."""
 
     folder: Path
-    calibration: Calibration
+    workspace: Workspace
+    seconds: dict[str, float]
     storage: Storage
 
 
@@ -51,7 +57,7 @@ def settings(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed:
     weights = sorted((opened.folder / "transformer").glob("*.safetensors"))
     return {
         "pipeline": opened.source,
-        "weights": [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights],
+        "weights": {path.name: file_digest(path) for path in weights},
         "recipe": recipe.model_dump(mode="json"),
         "prompts": list(prompts) if recipe.needs_samples else [],
         "call": opened.call,
@@ -92,7 +98,11 @@ def quantize(
         )
     prompts = list(prompts[: sampler.prompts])
     chosen = settings(opened, recipe, prompts, seed)
-    workspace = Workspace.open(work or out.with_name(out.name + ".work"), chosen)
+    work = work or out.with_name(out.name + ".work")
+    if check_output(out, fingerprint(chosen)):
+        storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
+        return Quantized(out, Workspace(work), read_json(work / SECONDS_NAME) or {}, storage)
+    workspace = Workspace.open(work, chosen)
     opened.pipe.transformer.eval().requires_grad_(False)
     found = Calibration()
     weights: list[list[Tensor]] = []
@@ -105,10 +115,9 @@ def quantize(
     _calibrate(opened, recipe, store, weights, seed, workspace, progress, found)
     started = time.perf_counter()
     storage = write_transformer(opened, recipe, workspace, out, provenance(chosen, found, prompts))
-    found.seconds["packing"] = time.perf_counter() - started
-    for stage in ("trajectories", "selection", "token_weights"):
-        found.seconds.setdefault(stage, 0.0)
-    return Quantized(out, found, storage)
+    seconds = {stage: found.seconds.get(stage, 0.0) for stage in STAGES} | {"packing": time.perf_counter() - started}
+    write_json(workspace.folder / SECONDS_NAME, seconds)
+    return Quantized(out, workspace, seconds, storage)
 
 
 def provenance(chosen: dict[str, Any], found: Calibration, prompts: Sequence[str]) -> dict[str, Any]:
@@ -170,8 +179,6 @@ def _token_weights(
     found: Calibration,
 ) -> list[list[Tensor]]:
     """λ by sample and block, [B, S] each; empty if the recipe does not weight tokens."""
-    from safetensors.torch import load_file
-
     objective, weights, seconds = recipe.objective, [], 0.0
     if not objective.token_weights:
         return weights

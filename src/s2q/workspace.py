@@ -36,7 +36,9 @@ class Workspace:
         if present is None and folder.exists() and any(folder.iterdir()):
             leftovers = [entry.name for entry in folder.iterdir()]
             if any(not name.startswith(f".{SETTINGS_NAME}.") for name in leftovers):
-                raise WorkspaceError(f"{folder} holds something else ({', '.join(leftovers[:5])}): choose another folder")
+                raise WorkspaceError(
+                    f"{folder} holds something else ({', '.join(leftovers[:5])}): choose another folder"
+                )
         if present is not None and fingerprint(present) != fingerprint(settings):
             differing = sorted(
                 key for key in settings.keys() | present.keys() if not _equal(settings.get(key), present.get(key))
@@ -78,8 +80,8 @@ class Workspace:
         return tensors
 
     def remove(self) -> None:
-        """Delete the folder, when its result stands elsewhere."""
-        shutil.rmtree(self.folder)
+        """Delete the folder, if it is there, when its result stands elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -93,7 +93,9 @@ def _missing_files(component: Path) -> list[str]:
     missing = []
     for index in component.glob("*.safetensors.index.json"):
         shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing += [f"{component.name}/{shard} is missing" for shard in sorted(shards) if not (component / shard).exists()]
+        missing += [
+            f"{component.name}/{shard} is missing" for shard in sorted(shards) if not (component / shard).exists()
+        ]
     is_model = (component / "config.json").is_file()
     if is_model and not any(component.glob("*.safetensors")) and not any(component.glob("*.bin")):
         missing.append(f"{component.name} has no weights")
@@ -122,21 +124,28 @@ def open_pipeline(
     if transformer is not None:
         parts["transformer"] = load_transformer(transformer, dtype)
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **parts)
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
+    defaults = default_call(source, folder)
+    chosen = {name: value for name, value in call.items() if value is not None}
+    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen)
+
+
+def default_call(source: str, folder: Path) -> dict[str, Any]:
+    """How s2q calls a pipeline when nothing else is asked for, where that differs from the pipeline's own defaults."""
     defaults: dict[str, Any] = {}
     if source == DEMO:
         from s2q.demo import GENERATION
 
         defaults |= GENERATION
-    text_length = getattr(pipe.transformer.config, "max_text_seq_length", None)
+    # diffusers' default of 226 text tokens fits the released models; positions of others have another length.
+    text_length = json.loads((folder / "transformer" / "config.json").read_text()).get("max_text_seq_length")
     if text_length:
         defaults["max_sequence_length"] = text_length
-    chosen = {name: value for name, value in call.items() if value is not None}
-    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen)
+    return defaults
 
 
 def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
@@ -155,4 +164,4 @@ def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
         resolve(name)
     except ValueError as error:
         raise PipelineError(f"{folder}: {error}") from None
-    return getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)
+    return getattr(diffusers, name).from_pretrained(folder, dtype=dtype)

@@ -82,9 +82,7 @@ def calibrate_block(
     return CalibratedBlock(tensors, error_nearest, error, time.perf_counter() - started)
 
 
-def packed_block(
-    block: nn.Module, family: Family, recipe: Recipe, tensors: dict[str, dict[str, Tensor]]
-) -> nn.Module:
+def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict[str, dict[str, Tensor]]) -> nn.Module:
     """A copy of `block` that runs in integers from the packed `tensors`."""
     packed = copy.deepcopy(block)
     for name, named in tensors.items():
@@ -180,9 +178,7 @@ def _learn(
     transforms = _transforms(simulated)
     matrices = [p for transform in transforms for p in transform.transform_parameters()]
     clips = [p for transform in transforms for p in transform.clip_parameters()]
-    clips += [
-        m.clip_logit for m in simulated.modules() if isinstance(m, SimulatedLinear) and m.clip_logit is not None
-    ]
+    clips += [m.clip_logit for m in simulated.modules() if isinstance(m, SimulatedLinear) and m.clip_logit is not None]
     # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "lr": optim.lr}, {"params": clips, "lr": optim.clip_lr}], weight_decay=0.0

@@ -123,7 +123,9 @@ class QuantLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         act = self.scheme.act_bits or 16
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, W{self.scheme.weight_bits}A{act}"
+        return (
+            f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, W{self.scheme.weight_bits}A{act}"
+        )
 
 
 def _frozen(tensor: Tensor) -> nn.Parameter:

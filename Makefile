@@ -1,0 +1,39 @@
+# Set-up uses plain pip: constraints.txt pins what was tested. PYTHON may name another interpreter (3.10 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test check format demo-train demo-check
+
+help:  ## Show this list.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## Create .venv with everything that users and tests need.
+
+# torch first and by itself: the pinned build must be there before a package's range could choose another one.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
+	touch $(STAMP)
+
+demo: setup  ## Quantize the bundled demo pipeline to W4A6 and write runs/demo/report.html.
+	$(BIN)/s2q run demo --bits W4A6 -o runs/demo
+
+test: setup  ## Run the tests.
+	$(BIN)/pytest
+
+check: setup  ## Lint, and check the formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## Mend what check finds, as far as it can be mended.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-train: setup  ## Train the demo pipeline again from nothing (hours on two cores); interrupted, it goes on.
+	$(BIN)/python -m s2q.demo.train --output runs/demo-training
+
+demo-check: setup  ## Read the demo pipeline's clips back on held-out prompts.
+	$(BIN)/python -m s2q.demo.check --clips 128

@@ -1,0 +1,115 @@
+"""Make the same clips with the full-precision transformer and with the quantized one: same prompt, same noise."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from s2q.models.pipelines import OpenPipeline
+from s2q.progress import Progress
+from s2q.storage import read_metadata, write_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """One prompt and seed, generated twice."""
+
+    prompt: str
+    seed: int
+    reference: np.ndarray
+    """uint8 [F, H, W, 3], full precision."""
+    candidate: np.ndarray
+    """uint8 [F, H, W, 3], quantized."""
+    reference_latents: np.ndarray
+    """float32, the finished latent."""
+    candidate_latents: np.ndarray
+    step_errors: list[float]
+    """‖x_t − x̂_t‖² / ‖x_t‖² after each denoising step, [T]."""
+    seconds: tuple[float, float]
+    """Time of the clip, full precision and quantized."""
+
+
+def generate(
+    opened: OpenPipeline, prompt: str, seed: int, on_step: Callable[[Tensor], None] = lambda latents: None
+) -> np.ndarray:
+    """One clip, uint8 [F, H, W, 3].
+
+    Args:
+        on_step: receives the latents after each denoising step.
+    """
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        on_step(tensors["latents"])
+        return tensors
+
+    frames = opened.pipe(
+        prompt,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+        callback_on_step_end=callback,
+        return_dict=False,
+        **opened.call,
+    )[0][0]
+    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def make_twins(
+    opened: OpenPipeline, candidate: nn.Module, prompts: Sequence[str], seed: int, folder: Path, progress: Progress
+) -> list[Twin]:
+    """One pair of clips a prompt, the n-th from seed `seed` + n; pairs whose file is there already are read.
+
+    Args:
+        candidate: the quantized transformer; `opened` holds the full-precision one and is given back with it.
+    """
+    twins = []
+    with progress.stage("evaluation", len(prompts)) as stage:
+        for index, prompt in enumerate(prompts):
+            path = folder / f"clip-{index:04d}.safetensors"
+            if read_metadata(path) is None:
+                _make(opened, candidate, prompt, seed + index, path)
+            metadata, tensors = read_metadata(path), load_file(path)
+            arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
+            twins.append(
+                Twin(
+                    prompt=metadata["prompt"],
+                    seed=metadata["seed"],
+                    seconds=tuple(metadata["seconds"]),
+                    step_errors=tensors["step_errors"].tolist(),
+                    **arrays,
+                )
+            )
+            stage.advance()
+    return twins
+
+
+def _make(opened: OpenPipeline, candidate: nn.Module, prompt: str, seed: int, path: Path) -> None:
+    reference_steps: list[Tensor] = []
+    candidate_steps: list[Tensor] = []
+    full_precision = opened.pipe.transformer
+    started = time.perf_counter()
+    reference = generate(opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu()))
+    between = time.perf_counter()
+    try:
+        opened.pipe.transformer = candidate
+        quantized = generate(opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu()))
+    finally:
+        opened.pipe.transformer = full_precision
+    ended = time.perf_counter()
+    errors = [
+        float((x - y).square().sum() / x.square().sum()) for x, y in zip(reference_steps, candidate_steps, strict=True)
+    ]
+    tensors = {
+        "reference": torch.from_numpy(reference),
+        "candidate": torch.from_numpy(quantized),
+        "reference_latents": reference_steps[-1],
+        "candidate_latents": candidate_steps[-1],
+        "step_errors": torch.tensor(errors, dtype=torch.float64),
+    }
+    seconds = [between - started, ended - between]
+    write_tensors(path, tensors, {"prompt": prompt, "seed": seed, "seconds": seconds})

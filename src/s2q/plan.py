@@ -1,0 +1,218 @@
+"""What quantizing a pipeline would do and cost, from its configuration alone: no weights are loaded."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from s2q.checkpoint import tensor_layout
+from s2q.models.family import Family, resolve
+from s2q.quantization.block import scheme_for, scheme_spec
+from s2q.recipe import Recipe
+
+DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+DEFAULT_STEPS = 50
+GUIDANCE_BRANCHES = 2
+# Measured on the demo and on tiny models: what a training step costs over three forwards, and what Python costs a linear.
+TRAINING_FORWARDS = 3.5
+SECONDS_A_CALL = 60e-6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The plan of one quantization."""
+
+    model: str
+    recipe: str
+    bits: str
+    targets: dict[str, tuple[int, int]]
+    """Linear → (N, K) of everything that is quantized."""
+    kept: dict[str, str]
+    """Linear that stays in floating point → why."""
+    parameters: int
+    float_bytes: int
+    quantized_bytes: int
+    bits_per_block_weight: float
+    tokens: int
+    """S of one guidance branch, text included."""
+    seconds: dict[str, float]
+    """Estimate by stage on this machine."""
+    memory_bytes: int
+    """Estimate of the most that calibration holds at once."""
+    disk_bytes: int
+    """Estimate of trajectories, token weights and blocks in the work folder."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-like."""
+        return asdict(self)
+
+
+def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "cpu", dtype_bytes: int = 4) -> Plan:
+    """Plan the quantization of the pipeline in `folder`.
+
+    Args:
+        call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
+        dtype_bytes: bytes of a number in the dtype that calibration runs in.
+    """
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    model_class = getattr(diffusers, config["_class_name"])
+    with torch.device("meta"):
+        model = model_class.from_config(config)
+    family = resolve(model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    element = _stored_bytes(folder / "transformer")
+    targets, packed, extra = _targets(model, family, recipe)
+    block_weights = sum(n * k for n, k in targets.values())
+    tokens = _tokens(config, call)
+    steps = int(call.get("num_inference_steps") or DEFAULT_STEPS)
+    return Plan(
+        model=config["_class_name"],
+        recipe=recipe.name,
+        bits=recipe.bits,
+        targets=targets,
+        kept=_kept(model, targets),
+        parameters=parameters,
+        float_bytes=parameters * element,
+        quantized_bytes=(parameters - block_weights) * element + packed + extra,
+        bits_per_block_weight=8 * packed / block_weights,
+        tokens=tokens,
+        seconds=_seconds(model, family, recipe, tokens, steps, device),
+        memory_bytes=_memory(model, family, recipe, parameters, tokens, dtype_bytes),
+        disk_bytes=_disk(recipe, config, call, steps, len(family.blocks(model)), tokens, dtype_bytes) + packed + extra,
+    )
+
+
+def _stored_bytes(folder: Path) -> int:
+    """Bytes of a weight as stored, by the first floating tensor found; bf16 if the files are not here."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                return DTYPE_BYTES.get(file.get_slice(name).get_dtype(), 2)
+    return 2
+
+
+def _targets(model: nn.Module, family: Family, recipe: Recipe) -> tuple[dict[str, tuple[int, int]], int, int]:
+    """Shapes of the quantized linears, bytes of their codes, bytes of their scales and transforms."""
+    targets, packed, extra = {}, 0, 0
+    for block_name, block in family.blocks(model):
+        for group in family.groups(block, recipe.keep_float):
+            for name in group:
+                linear = block.get_submodule(name)
+                rows, columns = linear.out_features, linear.in_features
+                targets[f"{block_name}.{name}"] = (rows, columns)
+                layout = tensor_layout(rows, columns, scheme_spec(scheme_for(recipe, family, name), columns))
+                for key, (shape, dtype) in layout.items():
+                    size = math.prod(shape) * dtype.itemsize
+                    packed += size if key == "weight_packed" else 0
+                    extra += size if key != "weight_packed" else 0
+    return targets, packed, extra
+
+
+def _kept(model: nn.Module, targets: Mapping[str, Any]) -> dict[str, str]:
+    reasons = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and name not in targets:
+            inside = "blocks." in name
+            reasons[name] = (
+                "the recipe's keep_float" if inside else "outside the blocks: small, and all of the video passes"
+            )
+    return reasons
+
+
+def _latent_shape(config: Mapping[str, Any], call: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of the latent."""
+    ratio, spatial = config.get("temporal_compression_ratio", 4), 8
+    frames = int(call.get("num_frames") or config.get("sample_frames", 49))
+    height = int(call["height"]) // spatial if call.get("height") else config.get("sample_height", 60)
+    width = int(call["width"]) // spatial if call.get("width") else config.get("sample_width", 90)
+    return (frames - 1) // ratio + 1, height, width
+
+
+def _tokens(config: Mapping[str, Any], call: Mapping[str, Any]) -> int:
+    frames, height, width = _latent_shape(config, call)
+    patch, patch_t = config.get("patch_size", 2), config.get("patch_size_t") or 1
+    video = -(-frames // patch_t) * (height // patch) * (width // patch)
+    return video + int(call.get("max_sequence_length") or config.get("max_text_seq_length", 226))
+
+
+def _seconds(
+    model: nn.Module, family: Family, recipe: Recipe, tokens: int, steps: int, device: str
+) -> dict[str, float]:
+    """A forward is timed as its linears and its attention, with random weights, on this machine."""
+    blocks = family.blocks(model)
+    linears = [
+        (m.out_features, m.in_features)
+        for name, m in blocks[0][1].named_modules()
+        if isinstance(m, nn.Linear) and not family.is_modulation(name)
+    ]
+    rows = min(tokens, 1024)
+    product = sum(_time_linear(n, k, rows, device) for n, k in set(linears))
+    mean_share = len(linears) / len(set(linears))
+    width = linears[0][1]
+    attention = _time_attention(width, rows, device) * (tokens / rows) ** 2
+    block = product * mean_share * tokens / rows + attention + SECONDS_A_CALL * 4 * len(linears)
+    forward = GUIDANCE_BRANCHES * block * len(blocks)
+    seconds = {"trajectories": 0.0, "selection": 0.0, "token_weights": 0.0, "calibration": 0.0}
+    if recipe.needs_samples:
+        seconds["trajectories"] = recipe.sampler.prompts * steps * forward
+        seconds["selection"] = 0.01 * seconds["trajectories"]
+        if recipe.objective.token_weights:
+            seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
+        passes = 5 + (recipe.optim.epochs * TRAINING_FORWARDS if recipe.objective.kind != "none" else 0)
+        seconds["calibration"] = recipe.sampler.count * passes * forward
+    return seconds
+
+
+def _timed(function, repeats: int = 3) -> float:
+    function()
+    best = math.inf
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+def _time_linear(rows_out: int, columns: int, rows: int, device: str) -> float:
+    x, weight = torch.randn(rows, columns, device=device), torch.randn(rows_out, columns, device=device)
+    return _timed(lambda: nn.functional.linear(x, weight))
+
+
+def _time_attention(width: int, rows: int, device: str) -> float:
+    heads = max(1, width // 64)
+    q = torch.randn(1, heads, rows, 64, device=device)
+    return _timed(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
+
+
+def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, tokens: int, size: int) -> int:
+    """The model, every sample's hidden states twice, and one block in training."""
+    block = family.blocks(model)[0][1]
+    block_parameters = sum(p.numel() for p in block.parameters())
+    width = next(m.in_features for m in block.modules() if isinstance(m, nn.Linear) and m.in_features > 1)
+    width = max(width, max(m.in_features for m in block.modules() if isinstance(m, nn.Linear)) // 4)
+    states = 2 * recipe.sampler.count * GUIDANCE_BRANCHES * tokens * width * size if recipe.needs_samples else 0
+    training = 30 * GUIDANCE_BRANCHES * tokens * width * 4 if recipe.objective.kind != "none" else 0
+    hessians = 4 * 8 * (4 * width) ** 2 if "gptq" in (recipe.linear.rounding, recipe.modulation.rounding) else 0
+    return parameters * size + states + training + hessians + 6 * block_parameters * 4
+
+
+def _disk(
+    recipe: Recipe, config: Mapping[str, Any], call: Mapping[str, Any], steps: int, blocks: int, tokens: int, size: int
+) -> int:
+    if not recipe.needs_samples:
+        return 0
+    latent = math.prod(_latent_shape(config, call)) * config.get("in_channels", 16) * size
+    text = GUIDANCE_BRANCHES * config.get("max_text_seq_length", 226) * config.get("text_embed_dim", 4096) * size
+    received = recipe.sampler.count * blocks * GUIDANCE_BRANCHES * tokens * 4 if recipe.objective.token_weights else 0
+    return recipe.sampler.prompts * ((steps + 1) * latent + text) + received

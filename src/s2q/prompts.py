@@ -1,0 +1,64 @@
+"""Prompts for calibration and evaluation: from a file, from the demo's world, or the few bundled here."""
+
+from pathlib import Path
+
+from s2q.models.pipelines import DEMO
+
+CALIBRATION = (
+    "A fishing boat leaves a small harbour at dawn, gulls circling above the masts, fog lifting off the water.",
+    "A potter's wet hands shape a tall clay vase on a spinning wheel, close up, warm light from a window.",
+    "A red fox runs across a snowy field towards a birch forest, the camera following it from the side.",
+    "Rain falls on a busy crossing in a city at night, neon signs mirrored in puddles, people with umbrellas.",
+    "A train crosses a stone viaduct in green hills, seen from a drone that slowly circles it.",
+    "An old man plays the accordion on a bench under chestnut trees while pigeons walk around his feet.",
+    "Steam rises from a cup of coffee on a wooden table, pages of an open book turn in the wind.",
+    "A scuba diver swims over a coral reef among yellow fish, rays of sunlight moving through blue water.",
+    "A girl in a raincoat jumps into a puddle, water splashing in slow motion, her dog shaking itself.",
+    "A potted sunflower grows from a seed to full bloom on a balcony, time lapse, clouds racing behind it.",
+    "A blacksmith hammers glowing iron on an anvil, sparks flying in a dark workshop.",
+    "Two children fly a paper kite on a wide beach, waves breaking, evening sun behind them.",
+)
+EVALUATION = (
+    "A white horse gallops along the edge of the sea, its mane blowing, spray in the backlight.",
+    "A chef tosses vegetables in a flaming pan in a crowded kitchen, hand-held camera.",
+    "A paper boat drifts down a gutter in spring rain and passes under a bicycle.",
+    "Northern lights ripple above a wooden cabin by a frozen lake, stars slowly turning.",
+    "A tabby cat watches a goldfish swim in a round bowl on a windowsill, its tail twitching.",
+    "A tram climbs a steep street between pastel houses, laundry moving on balconies.",
+    "A ballet dancer turns on an empty stage in a single beam of light, dust in the air.",
+    "A hot-air balloon rises from a misty valley at sunrise, seen from another balloon.",
+)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines and lines that begin with # are passed over.
+
+    Raises:
+        ValueError: no such file, or no prompt in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read prompts from {path}: {error}") from None
+    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not prompts:
+        raise ValueError(f"{path} holds no prompt: write one a line")
+    return prompts
+
+
+def calibration_prompts(source: str, count: int, seed: int) -> list[str]:
+    """`count` prompts to calibrate the pipeline `source` on, or all bundled ones if there are fewer."""
+    if source == DEMO:
+        from s2q.demo.scenes import calibration_prompts as demo_prompts
+
+        return demo_prompts(count, seed)
+    return list(CALIBRATION[:count])
+
+
+def evaluation_prompts(source: str, count: int) -> list[str]:
+    """`count` prompts, none of them used for calibration, or all bundled ones if there are fewer."""
+    if source == DEMO:
+        from s2q.demo.scenes import evaluation_prompts as demo_prompts
+
+        return demo_prompts(count)
+    return list(EVALUATION[:count])
