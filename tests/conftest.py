@@ -1,73 +1,52 @@
-"""A tiny random CogVideoX pipeline on disk: for mechanics only, never for figures of quality."""
+"""What tests share: a tiny pipeline, its trajectories, and transformers quantized from it, each made once a session."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from diffusers import CogVideoXTransformer3DModel
+from tiny import CALL, PROMPTS, cheap, make_pipeline, make_transformer
 
-TEXT_LENGTH = 8
-WORDS = ("a", "red", "blue", "square", "circle", "moves", "left", "right")
-
-
-def make_transformer(**changes) -> CogVideoXTransformer3DModel:
-    """Two blocks, 32 channels, weights from a fixed seed."""
-    torch.manual_seed(0)
-    config = {
-        "num_attention_heads": 2,
-        "attention_head_dim": 16,
-        "in_channels": 4,
-        "out_channels": 4,
-        "time_embed_dim": 16,
-        "text_embed_dim": 24,
-        "num_layers": 2,
-        "sample_width": 4,
-        "sample_height": 4,
-        "sample_frames": 9,
-        "patch_size": 2,
-        "temporal_compression_ratio": 4,
-        "max_text_seq_length": TEXT_LENGTH,
-    }
-    return CogVideoXTransformer3DModel(**(config | changes)).eval()
-
-
-def make_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_transformer` into `folder`."""
-    torch.manual_seed(1)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
-    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in WORDS], extra_ids=0)
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
-    vae = AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        temporal_compression_ratio=4,
-        sample_height=16,
-        sample_width=16,
-    )
-    scheduler = CogVideoXDDIMScheduler(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
-    )
-    pipe = CogVideoXPipeline(
-        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=make_transformer(), scheduler=scheduler
-    )
-    pipe.save_pretrained(folder)
-    return folder
+from s2q.calibration.trajectory import TrajectoryStore
+from s2q.models.pipelines import OpenPipeline, open_pipeline
+from s2q.run import Quantized, quantize
 
 
 @pytest.fixture(scope="session")
-def tiny_pipeline(tmp_path_factory) -> Path:
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny pipeline; tests must not change it."""
-    return make_pipeline(tmp_path_factory.mktemp("tiny"))
+    return make_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
 
 
 @pytest.fixture
 def transformer() -> CogVideoXTransformer3DModel:
     """A fresh tiny transformer."""
     return make_transformer()
+
+
+@pytest.fixture
+def opened(tiny_pipeline: Path) -> OpenPipeline:
+    """The tiny pipeline, freshly loaded."""
+    return open_pipeline(str(tiny_pipeline), **CALL)
+
+
+@pytest.fixture(scope="session")
+def quantized(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Quantized]:
+    """(recipe, bits) → the tiny pipeline quantized so; made when first asked for; tests must not change it."""
+    made: dict[tuple[str, str], Quantized] = {}
+
+    def make(name: str = "s2q_vdit", bits: str = "W4A6") -> Quantized:
+        if (name, bits) not in made:
+            out = tmp_path_factory.mktemp("quantized") / f"{name}-{bits}"
+            source = open_pipeline(str(tiny_pipeline), **CALL)
+            made[name, bits] = quantize(source, cheap(name, bits), out, prompts=PROMPTS)
+        return made[name, bits]
+
+    return make
+
+
+@pytest.fixture
+def store(opened: OpenPipeline, quantized: Callable[..., Quantized]) -> TrajectoryStore:
+    """The trajectories of both prompts, as quantizing recorded them with seed 0."""
+    folder = quantized().workspace.folder / "trajectories"
+    return TrajectoryStore(folder, len(PROMPTS), opened.family.latents, opened.family.timestep)

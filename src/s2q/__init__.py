@@ -1,10 +1,49 @@
 """S²Q: video diffusion transformers in few bits. Importing it teaches diffusers to load s2q checkpoints."""
 
-from s2q.recipe import Recipe
-from s2q.recipes import recipe
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from s2q.runtime.diffusers import register
+from s2q.version import VERSION as __version__
+
+if TYPE_CHECKING:
+    from s2q.assessment import evaluate
+    from s2q.models.family import Family
+    from s2q.models.pipelines import load_transformer, open_pipeline
+    from s2q.planning import plan
+    from s2q.recipe import Recipe
+    from s2q.recipes import get_recipe
+    from s2q.run import quantize
+
+# Name → module. Loaded when first asked for: whoever only loads a checkpoint need not wait for the rest.
+_ROOMS = {
+    "Family": "s2q.models.family",
+    "Recipe": "s2q.recipe",
+    "evaluate": "s2q.assessment",
+    "load_transformer": "s2q.models.pipelines",
+    "open_pipeline": "s2q.models.pipelines",
+    "plan": "s2q.planning",
+    "quantize": "s2q.run",
+    "get_recipe": "s2q.recipes",
+}
+
+__all__ = [
+    "Family",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "get_recipe",
+    "load_transformer",
+    "open_pipeline",
+    "plan",
+    "quantize",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 's2q' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS[name]), name)
+
 
 register()
-
-__version__ = "0.1.0"
-__all__ = ["Recipe", "recipe"]

@@ -88,9 +88,9 @@ def _open(source: str, transformer: Path | None = None, **options: Any):
 
 
 def _recipe(name: str, bits: str, overrides: list[str] | None):
-    from s2q.recipes import override, recipe
+    from s2q.recipes import get_recipe, override
 
-    return override(recipe(name, bits), overrides or [])
+    return override(get_recipe(name, bits), overrides or [])
 
 
 def _call(steps, guidance_scale, height, width, num_frames) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def plan(
 ) -> None:
     """Tell what would be quantized, the size before and after, the memory and the time; loads no weights."""
     from s2q.models.pipelines import default_call, locate
-    from s2q.plan import plan as make_plan
+    from s2q.planning import plan as make_plan
 
     folder = locate(pipeline)
     chosen = _recipe(recipe, bits, set_)
@@ -251,10 +251,10 @@ def generate(
     """Make a video."""
     import time
 
-    from s2q.evaluate import FPS
-    from s2q.evaluation.twins import generate as make_clip
+    from s2q.assessment import FPS
     from s2q.evaluation.video import visible_scale, write_mp4
     from s2q.progress import terminal_progress
+    from s2q.twins import generate as make_clip
 
     if not prompt.strip():
         raise ValueError("the prompt is empty")
@@ -303,8 +303,8 @@ def evaluate(
 
 
 def _evaluate(opened, folder: Path, out: Path, prompts: list[str], seed: int, seconds) -> dict[str, Any]:
+    from s2q.assessment import evaluate as run_evaluate
     from s2q.checkpoint import PROVENANCE_NAME
-    from s2q.evaluate import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
     from s2q.storage import fingerprint, read_json

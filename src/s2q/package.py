@@ -14,12 +14,12 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
-import s2q
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
 from s2q.models.pipelines import OpenPipeline
 from s2q.quantization.block import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.storage import read_json, write_json
+from s2q.version import VERSION
 from s2q.workspace import Workspace
 
 MAX_SHARD_SIZE = "5GB"
@@ -77,7 +77,7 @@ def write_transformer(
     storage = _storage(source, weights, quantized, state)
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
-    versions = {"s2q": s2q.__version__, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}.part")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -126,7 +126,7 @@ def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tupl
     spec = QuantizationSpec(
         recipe=recipe.name,
         bits=recipe.bits,
-        producer=f"s2q {s2q.__version__}",
+        producer=f"s2q {VERSION}",
         schemes=tuple(
             described.model_copy(update={"targets": targets, "kronecker_factors": factors})
             for described, targets, factors in schemes.values()

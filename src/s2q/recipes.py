@@ -86,7 +86,7 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
         raise ValueError(f"cannot apply {', '.join(assignments)}: {error}") from None
 
 
-def recipe(name: str, bits: str | Bits) -> Recipe:
+def get_recipe(name: str, bits: str | Bits) -> Recipe:
     """The recipe `name` at `bits`.
 
     Raises:

@@ -74,6 +74,7 @@ def calibrate_block(
     for group in groups:
         scheme = scheme_for(recipe, family, group[0])
         for name in group:
+            simulated.get_submodule(name).inputs.forget()
             tensors[name] = freeze(simulated.get_submodule(name), scheme, hessians.get(group))
     error_nearest = error = None
     if samples:

@@ -58,6 +58,7 @@ class SharedTransform(nn.Module):
             self.left, self.right = _Factor(n1, generator), _Factor(n2, generator)
         if scheme.learned_clip and scheme.act_bits is not None:
             self.clip_logit = nn.Parameter(torch.full((1,), CLIP_LOGIT))
+        self._factors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self._source: Tensor | None = None
         self._value: Tensor | None = None
 
@@ -73,7 +74,7 @@ class SharedTransform(nn.Module):
         """The transform as inference applies it, differentiable."""
         left = right = None
         if self.left is not None:
-            left, right = self.left()[0], self.right()[0]
+            (left, _), (right, _) = self._matrices()
         return InputTransform(
             None if self.log_scale is None else self.log_scale.exp(),
             left,
@@ -86,8 +87,15 @@ class SharedTransform(nn.Module):
         if self.log_scale is not None:
             weight = weight / self.log_scale.exp()
         if self.left is not None:
-            weight = kronecker_apply(weight, self.left()[1], self.right()[1])
+            (_, left), (_, right) = self._matrices()
+            weight = kronecker_apply(weight, left, right)
         return weight
+
+    def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""
+        if self._factors is None:
+            self._factors = self.left(), self.right()
+        return self._factors
 
     def forward(self, x: Tensor) -> Tensor:
         """x̂ transformed and fake-quantized, [..., K] float32; done once for all linears that share `x`."""
@@ -101,5 +109,5 @@ class SharedTransform(nn.Module):
         return self._value
 
     def forget(self) -> None:
-        """Drop the remembered input: parameters have changed, or the pass is over."""
-        self._source = self._value = None
+        """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""
+        self._factors = self._source = self._value = None

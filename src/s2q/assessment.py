@@ -12,17 +12,17 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-import s2q
 from s2q.calibration.salience import to_device
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
-from s2q.evaluation.twins import Twin, generate, make_twins
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.pipelines import DEMO, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.storage import read_json, write_json
+from s2q.twins import Twin, generate, make_twins
+from s2q.version import VERSION
 
 FPS = 8
 REPORT_JSON, REPORT_HTML, METRICS_JSON = "report.json", "report.html", "metrics.json"
@@ -101,8 +101,9 @@ def evaluate(
 
 
 def _versions() -> dict[str, str]:
-    modules = {"torch": torch, "diffusers": diffusers, "transformers": transformers, "s2q": s2q}
-    return {name: module.__version__ for name, module in modules.items()} | {"python": platform.python_version()}
+    modules = {"torch": torch, "diffusers": diffusers, "transformers": transformers}
+    versions = {name: module.__version__ for name, module in modules.items()}
+    return {"s2q": VERSION} | versions | {"python": platform.python_version()}
 
 
 def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,175 @@
+"""Trains the bundled pipeline from nothing: ``python -m s2q.demo.train --minutes 90``.
+
+First the autoencoder, then transformer and text encoder together on its latents, then the decoder once more for latents
+that are a little off, then the export. Every stage is checkpointed in the work folder, and the same command continues
+where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX
+from torch import nn
+
+from s2q.demo.autoencoder import autoencoder_loss, build_autoencoder, decoder_loss
+from s2q.demo.diffusion import (
+    ExplicitAttention,
+    LatentClips,
+    build_denoiser,
+    diffusion_loss,
+    encode_training_clips,
+)
+from s2q.demo.export import export_pipeline
+from s2q.demo.loop import LossFunction, Plan, fit, step_generator
+
+_AUTOENCODER_SHARE = 0.25
+_DECODER_SHARE = 0.1
+_AUTOENCODER_RATE = 2e-3
+_DIFFUSION_RATE = 2e-3
+_DECODER_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the models and the training set are; the defaults are the bundled pipeline's."""
+
+    autoencoder_channels: tuple[int, ...] = (16, 32, 64)
+    autoencoder_batch: int = 8
+    heads: int = 5
+    layers: int = 6
+    diffusion_batch: int = 32
+    clips_per_scene: int = 64
+
+
+@dataclass(frozen=True)
+class Steps:
+    """How many optimizer steps each stage takes."""
+
+    autoencoder: int
+    diffusion: int
+    decoder: int
+
+
+def _seconds_a_step(model: nn.Module, loss: LossFunction, steps: int = 6) -> float:
+    """Time of a training step, without its optimizer, on a model that is thrown away."""
+    times = []
+    for step in range(steps):
+        began = time.monotonic()
+        loss(step_generator(0, step)).backward()
+        times.append(time.monotonic() - began)
+    return sorted(times)[steps // 2]
+
+
+def plan_steps(minutes: float, sizes: Sizes, device: str) -> Steps:
+    """Measure this machine and share ``minutes`` between the stages."""
+    autoencoder = build_autoencoder(sizes.autoencoder_channels).to(device)
+    denoiser = _denoiser(sizes, device)
+    clips = LatentClips(torch.randn(64, 3, 16, 8, 8), torch.zeros(64, dtype=torch.int64))
+    autoencoder_seconds = _seconds_a_step(autoencoder, autoencoder_loss(autoencoder, batch=sizes.autoencoder_batch))
+    diffusion_seconds = _seconds_a_step(denoiser, diffusion_loss(denoiser, clips, batch=sizes.diffusion_batch))
+    return Steps(
+        autoencoder=max(1, int(minutes * 60 * _AUTOENCODER_SHARE / autoencoder_seconds)),
+        diffusion=max(1, int(minutes * 60 * (1 - _AUTOENCODER_SHARE - _DECODER_SHARE) / diffusion_seconds)),
+        # Timed as a step of the whole autoencoder, which is a little too long.
+        decoder=max(1, int(minutes * 60 * _DECODER_SHARE / autoencoder_seconds)),
+    )
+
+
+def _denoiser(sizes: Sizes, device: str) -> nn.ModuleDict:
+    torch.manual_seed(0)
+    denoiser = build_denoiser(sizes.heads, sizes.layers).to(device)
+    denoiser["transformer"].set_attn_processor(ExplicitAttention())
+    return denoiser
+
+
+def train_autoencoder(
+    work: Path, steps: int, sizes: Sizes, device: str, stop_after: int | None = None
+) -> AutoencoderKLCogVideoX:
+    """The first stage, resumed from ``work`` if it was begun."""
+    torch.manual_seed(0)
+    autoencoder = build_autoencoder(sizes.autoencoder_channels).to(device)
+    plan = Plan("autoencoder", steps, _AUTOENCODER_RATE)
+    loss = autoencoder_loss(autoencoder, batch=sizes.autoencoder_batch)
+    return fit(autoencoder, loss, plan, work / "autoencoder.pt", stop_after=stop_after)
+
+
+def train_denoiser(
+    work: Path, clips: LatentClips, steps: int, sizes: Sizes, device: str, stop_after: int | None = None
+) -> nn.ModuleDict:
+    """The second stage, resumed from ``work`` if it was begun."""
+    denoiser = _denoiser(sizes, device)
+    plan = Plan("diffusion", steps, _DIFFUSION_RATE, seed=1)
+    loss = diffusion_loss(denoiser, clips, batch=sizes.diffusion_batch)
+    return fit(denoiser, loss, plan, work / "diffusion.pt", stop_after=stop_after)
+
+
+def refine_decoder(
+    work: Path,
+    autoencoder: AutoencoderKLCogVideoX,
+    steps: int,
+    sizes: Sizes,
+    stop_after: int | None = None,
+) -> None:
+    """The third stage, in place: the decoder alone, on noisy latents. Encoder and latents stay as they are."""
+    plan = Plan("decoder", steps, _DECODER_RATE, seed=2)
+    loss = decoder_loss(autoencoder, batch=sizes.autoencoder_batch)
+    fit(autoencoder.decoder, loss, plan, work / "decoder.pt", stop_after=stop_after)
+
+
+def train(
+    output: Path, work: Path, steps: Steps, sizes: Sizes, device: str = "cpu", *, export_now: bool = False
+) -> None:
+    """All stages and the export of what they made.
+
+    Args:
+        output: the pipeline's folder, replaced as a whole.
+        work: checkpoints and encoded training clips, to resume from.
+        steps: the length of each stage.
+        sizes: of models and training set.
+        device: ``cpu`` or ``cuda``.
+        export_now: take no further step; export what the last checkpoints hold.
+    """
+    if export_now and not (work / "diffusion.pt").exists():
+        raise FileNotFoundError(f"nothing to export yet: {work} holds no checkpoint of the second stage")
+    autoencoder = train_autoencoder(work, steps.autoencoder, sizes, device)
+    clips = encode_training_clips(autoencoder, sizes.clips_per_scene, work / "latents.pt")
+    autoencoder.register_to_config(scaling_factor=clips.scaling_factor)
+    stop_after = 0 if export_now else None
+    denoiser = train_denoiser(work, clips, steps.diffusion, sizes, device, stop_after)
+    refine_decoder(work, autoencoder, steps.decoder, sizes, stop_after)
+    export_pipeline(autoencoder, denoiser, output)
+    print(f"exported to {output}")
+
+
+def _steps(work: Path, minutes: float, sizes: Sizes, device: str) -> Steps:
+    """The plan of a run begun earlier, else a new one, kept beside the checkpoints: learning rates depend on it."""
+    file = work / "steps.json"
+    if not file.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(plan_steps(minutes, sizes, device)), indent=2) + "\n")
+    return Steps(**json.loads(file.read_text()))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=90, help="how long a new run shall take in all (default: 90)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "pipeline", help="the pipeline's folder")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-training"), help="checkpoints; resumed from")
+    parser.add_argument("--export-now", action="store_true", help="export the last checkpoint without training on")
+    arguments = parser.parse_args()
+    sizes = Sizes()
+    steps = _steps(arguments.work, arguments.minutes, sizes, arguments.device)
+    print(f"optimizer steps: {asdict(steps)}")
+    train(arguments.output, arguments.work, steps, sizes, arguments.device, export_now=arguments.export_now)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What was lost: metrics against the full-precision twin, and the report which shows them."""

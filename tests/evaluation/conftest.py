@@ -1,0 +1,65 @@
+"""A made-up report and its figures: shapes of the real thing, numbers of no meaning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from made_up_clips import FPS, moving_square
+
+from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure
+
+
+@pytest.fixture
+def figures() -> ReportFigures:
+    pairs = [
+        ClipPair(f"a blue square moves right, take {seed}", seed, moving_square(3), moving_square(4, 2, 4.0, seed))
+        for seed in range(3)
+    ]
+    weights = np.linspace(0, 2, 3 * 8 * 8).reshape(3, 8, 8)
+    return ReportFigures(pairs, TokenWeightFigure(moving_square()[::4], weights, "The middle block."), FPS)
+
+
+@pytest.fixture
+def report(figures: ReportFigures) -> dict:
+    generator = np.random.default_rng(0)
+    prompts, steps = 5, 8
+    readback = {"background": 1.0, "colour": 0.98, "motion": 0.9, "shape": 0.95}
+    return {
+        "recipe": "s2q_vdit",
+        "bits": "W4A6",
+        "seed": 0,
+        "pipeline": "made up",
+        "command": "s2q run made-up --bits W4A6",
+        "versions": {"torch": "0.0"},
+        "storage": {
+            "float_bytes": 21_300_000,
+            "quantized_bytes": 5_900_000,
+            "bits_per_block_weight": 4.31,
+            "parts": {"block weights": [18_900_000, 4_700_000], "scales": [0, 300_000], "other": [2_400_000, 900_000]},
+        },
+        "fidelity": {
+            "psnr_db": 30.0,
+            "ssim": 0.9,
+            "latent_relative_mse": 0.01,
+            "temporal_difference_rmse": 4.0,
+            "motion_ratio": 0.97,
+            "clips": 3,
+            "psnr_db_std": 1.5,
+        },
+        "latent_error_by_step": generator.random((3, steps)).cumsum(1).tolist(),
+        "readback": {"float": readback, "quantized": {name: score - 0.02 for name, score in readback.items()}},
+        "seconds": {"trajectories": 41.0, "calibration": 731.0, "evaluation": 0.4},
+        "clip_seconds": {"float": 3.1, "quantized": 4.4},
+        "blocks": [{"name": f"blocks.{i}", "before": 1e-3 * 2**i, "after": 4e-4 * 2**i} for i in range(4)],
+        "salience": {
+            "scores": generator.random((prompts, steps)).tolist(),
+            "timesteps": np.linspace(999, 20, steps).tolist(),
+            "chosen": [[0, 1], [0, 2], [3, 7]],
+            "prompts": [f"calibration prompt {i}" for i in range(prompts)],
+        },
+        "clips": [
+            {"prompt": pair.prompt, "seed": pair.seed, "psnr_db": 30.0 + pair.seed, "ssim": 0.9, "motion_ratio": 0.97}
+            for pair in figures.clips
+        ],
+        "notes": ["These numbers are made up."],
+    }

@@ -1,0 +1,111 @@
+"""GPTQ against round-to-nearest, where it must agree and where it must win."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2q.numerics.gptq import accumulate_hessian, gptq_round
+from s2q.numerics.quantizer import integer_range, quantize, row_scale
+
+
+def problem(seed: int = 0, rows: int = 12, columns: int = 40, samples: int = 200) -> tuple[torch.Tensor, ...]:
+    """Weight [N, K] and inputs [M, K] whose channels are strongly correlated."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(columns // 4, columns, generator=generator)
+    x = torch.randn(samples, columns // 4, generator=generator) @ mixing
+    x = x + 0.1 * torch.randn(samples, columns, generator=generator)
+    return torch.randn(rows, columns, generator=generator), x
+
+
+def hessian_of(x: torch.Tensor) -> torch.Tensor:
+    hessian = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    accumulate_hessian(hessian, x)
+    return hessian
+
+
+def output_error(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> float:
+    return float((x @ (weight - codes * scale).mT).square().sum())
+
+
+def test_hessian_is_twice_the_gram_matrix_whatever_the_batches() -> None:
+    _, x = problem()
+    expected = 2 * x.double().mT @ x.double()
+    pieces = torch.zeros_like(expected)
+    for piece in x.split(37):
+        accumulate_hessian(pieces, piece)
+    assert torch.allclose(pieces, expected)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_independent_inputs_give_round_to_nearest(bits: int) -> None:
+    weight, _ = problem()
+    scale = row_scale(weight, bits)
+    hessian = torch.diag(torch.rand(weight.shape[1], dtype=torch.float64) + 0.1)
+    assert torch.equal(gptq_round(weight, scale, hessian, bits), quantize(weight.double(), scale.double(), bits))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([3, 4, 6]))
+def test_correlated_inputs_never_come_out_worse_than_nearest(seed: int, bits: int) -> None:
+    weight, x = problem(seed)
+    scale = row_scale(weight, bits)
+    nearest = output_error(weight, quantize(weight, scale, bits), scale, x)
+    assert output_error(weight, gptq_round(weight, scale, hessian_of(x), bits), scale, x) < nearest
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 16, 40, 999])
+def test_block_size_does_not_change_the_codes(block_size: int) -> None:
+    weight, x = problem()
+    scale = row_scale(weight, 4)
+    codes = gptq_round(weight, scale, hessian_of(x), 4, block_size=block_size)
+    assert torch.equal(codes, gptq_round(weight, scale, hessian_of(x), 4))
+
+
+def test_channels_that_are_always_zero_do_no_harm() -> None:
+    weight, x = problem()
+    x[:, [3, 17]] = 0
+    scale = row_scale(weight, 4)
+    codes = gptq_round(weight, scale, hessian_of(x), 4)
+    assert torch.equal(codes[:, [3, 17]], quantize(weight, scale, 4)[:, [3, 17]])
+    nearest = output_error(weight, quantize(weight, scale, 4), scale, x)
+    assert output_error(weight, codes, scale, x) < nearest
+
+
+def test_inputs_that_are_all_zero_give_nearest_instead_of_an_error() -> None:
+    weight, _ = problem()
+    scale = row_scale(weight, 4)
+    hessian = torch.zeros(40, 40, dtype=torch.float64)
+    assert torch.equal(gptq_round(weight, scale, hessian, 4), quantize(weight.double(), scale.double(), 4))
+
+
+def test_fewer_samples_than_channels_are_enough() -> None:
+    weight, x = problem(samples=3)
+    codes = gptq_round(weight, row_scale(weight, 4), hessian_of(x), 4)
+    smallest, largest = integer_range(4)
+    assert codes.dtype == torch.int8
+    assert smallest <= int(codes.min()) <= int(codes.max()) <= largest
+
+
+def test_inputs_and_weights_of_the_caller_are_left_alone() -> None:
+    weight, x = problem()
+    hessian = hessian_of(x)
+    kept = weight.clone(), hessian.clone()
+    gptq_round(weight, row_scale(weight, 4), hessian, 4)
+    assert torch.equal(weight, kept[0])
+    assert torch.equal(hessian, kept[1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_overflow_is_an_error_and_not_noise(value: float) -> None:
+    weight, x = problem()
+    hessian = hessian_of(x)
+    hessian[2, 2] = value
+    with pytest.raises(ValueError, match="not finite"):
+        gptq_round(weight, row_scale(weight, 4), hessian, 4)
+
+
+def test_a_hessian_that_is_none_is_an_error() -> None:
+    weight, _ = problem()
+    with pytest.raises(ValueError, match="positive definite"):
+        gptq_round(weight, row_scale(weight, 4), -torch.ones(40, 40, dtype=torch.float64) * 9, 4)

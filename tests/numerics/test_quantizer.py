@@ -1,0 +1,99 @@
+"""Eq. 1: the grid, its step, and the gradients that pass through the rounding."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from s2q.numerics.quantizer import fake_quantize, integer_range, quantize, row_scale
+
+few = settings(max_examples=30, deadline=None)
+any_bits = st.integers(2, 8)
+seeds = st.integers(0, 10_000)
+
+
+def rows(seed: int, shape: tuple[int, ...] = (5, 13)) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * 10 ** (seed % 7 - 3)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(2, (-2, 1)), (4, (-8, 7)), (6, (-32, 31)), (8, (-128, 127))])
+def test_range_is_that_of_a_signed_integer(bits: int, expected: tuple[int, int]) -> None:
+    assert integer_range(bits) == expected
+
+
+@pytest.mark.parametrize("bits", [-1, 0, 1, 9, 16])
+def test_bits_that_int8_cannot_hold_are_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match=r"2\.\.8"):
+        integer_range(bits)
+
+
+def test_step_is_that_of_equation_1() -> None:
+    x = torch.tensor([[1.0, -3.5, 2.0], [0.5, 0.25, -0.125]])
+    assert torch.equal(row_scale(x, 4), torch.tensor([[3.5 / 7], [0.5 / 7]]))
+    assert torch.allclose(row_scale(x, 4, clip=0.5), torch.tensor([[1.75 / 7], [0.25 / 7]]))
+
+
+@few
+@given(seeds, any_bits)
+def test_unclipped_rows_lose_at_most_half_a_step(seed: int, bits: int) -> None:
+    x = rows(seed)
+    scale = row_scale(x, bits)
+    error = (quantize(x, scale, bits) * scale - x).abs()
+    assert bool((error <= scale * (0.5 + 1e-5)).all())
+
+
+def test_rows_of_zeros_become_zeros_and_not_nan() -> None:
+    x = torch.zeros(2, 4)
+    scale = row_scale(x, 4)
+    assert torch.equal(quantize(x, scale, 4), torch.zeros(2, 4, dtype=torch.int8))
+    assert torch.equal(fake_quantize(x, scale, 4), x)
+
+
+def test_rows_far_out_of_range_stop_at_the_ends_of_the_grid() -> None:
+    codes = quantize(torch.tensor([[1e9, -1e9, 0.4]]), torch.ones(1, 1), 4)
+    assert codes.tolist() == [[7, -8, 0]]
+
+
+def test_halves_round_to_even() -> None:
+    codes = quantize(torch.tensor([[0.5, 1.5, 2.5, -0.5, -1.5]]), torch.ones(1, 1), 4)
+    assert codes.tolist() == [[0, 2, 2, 0, -2]]
+
+
+@few
+@given(seeds, any_bits, st.floats(0.2, 1.0))
+def test_what_is_learned_on_is_bit_for_bit_what_is_run(seed: int, bits: int, clip: float) -> None:
+    x = rows(seed)
+    scale = row_scale(x, bits, clip)
+    assert torch.equal(fake_quantize(x, scale, bits), quantize(x, scale, bits) * scale)
+
+
+@few
+@given(seeds, any_bits)
+def test_quantizing_twice_changes_nothing(seed: int, bits: int) -> None:
+    x = rows(seed)
+    scale = row_scale(x, bits)
+    once = fake_quantize(x, scale, bits)
+    assert torch.equal(quantize(once, scale, bits), quantize(x, scale, bits))
+
+
+def test_input_that_is_not_clipped_has_the_gradient_of_the_identity() -> None:
+    x = torch.tensor([[-20.0, -1.3, 0.2, 3.4, 20.0]], requires_grad=True)
+    fake_quantize(x, torch.ones(1, 1), 4).sum().backward()
+    assert x.grad.tolist() == [[0, 1, 1, 1, 0]]
+
+
+def test_gradient_reaches_the_step_so_that_clipping_can_be_learned() -> None:
+    x = torch.tensor([[-20.0, -1.25, 0.25, 20.0]])
+    scale = torch.ones(1, 1, requires_grad=True)
+    values = fake_quantize(x, scale, 4)
+    # d(code · Δ)/dΔ is code − x/Δ inside the range, and the end of the range where x is clipped.
+    for index, expected in enumerate((-8.0, -1 + 1.25, 0 - 0.25, 7.0)):
+        (gradient,) = torch.autograd.grad(values[0, index], scale, retain_graph=True)
+        assert gradient.item() == pytest.approx(expected)
+
+
+def test_quantize_leaves_the_callers_tensor_alone() -> None:
+    x = rows(1)
+    before = x.clone()
+    quantize(x, torch.ones(1, 1), 4)
+    assert torch.equal(x, before)

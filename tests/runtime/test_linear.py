@@ -1,0 +1,239 @@
+"""The packed linear: its numbers against the definition, and its manners as an `nn.Linear`."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny import make_linear
+from torch import nn
+
+import s2q.runtime.linear as module
+from s2q.numerics.packing import unpack
+from s2q.runtime import reference
+from s2q.runtime.linear import QuantLinear, SharedInput
+
+
+def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
+    """What `s2q.runtime.reference` says the output is."""
+    codes = unpack(linear.weight_packed, linear.scheme.weight_bits, linear.in_features)
+    y = reference.quantized_linear(
+        x.reshape(-1, linear.in_features),
+        linear._transform(),
+        linear.scheme.act_bits,
+        codes,
+        linear.weight_scale,
+        linear.bias,
+    )
+    return y.view(*x.shape[:-1], linear.out_features)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    weight_bits=st.integers(2, 8),
+    act_bits=st.integers(4, 8),
+    rows=st.sampled_from([1, 2, 5, 33]),
+    columns=st.sampled_from([1, 7, 8, 12, 31, 32, 64, 100]),
+    outputs=st.sampled_from([1, 3, 8, 24]),
+    transform=st.booleans(),
+    bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_integers_give_the_definition_bit_for_bit(
+    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype
+) -> None:
+    linear = make_linear(outputs, columns, weight_bits, act_bits, transform=transform, bias=bias)
+    x = tokens(rows, columns, dtype=dtype)
+    y = linear(x)
+    assert y.dtype == dtype
+    assert torch.equal(y, defined(linear, x))
+
+
+@pytest.mark.parametrize("rows", [module.multiply.__globals__["CHUNK_ROWS"] + extra for extra in (-1, 0, 1)])
+def test_no_row_is_lost_between_two_chunks(rows: int) -> None:
+    linear = make_linear(16, 24, 4, 6, transform=True)
+    x = tokens(rows, 24)
+    assert torch.equal(linear(x), defined(linear, x))
+
+
+def test_the_largest_sums_do_not_saturate() -> None:
+    linear = make_linear(8, 64, 8, 8)
+    x = torch.ones(4, 64)
+    linear.weight_packed.data.zero_()  # offset binary: every code is −128
+    assert torch.equal(linear(x), defined(linear, x))
+    total = reference.integer_product(torch.full((1, 64), 127, dtype=torch.int8), torch.full((1, 64), -128).char())
+    assert total.item() == 64 * 127 * -128
+
+
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 8])
+def test_weight_only_equals_the_float_linear(weight_bits: int, transform: bool) -> None:
+    linear = make_linear(24, 36, weight_bits, None, transform=transform)
+    x = tokens(5, 36)
+    assert torch.allclose(linear(x), linear.dequantize()(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("act_bits", [6, None])
+def test_any_number_of_leading_dimensions_is_taken(act_bits: int | None) -> None:
+    linear = make_linear(8, 12, 4, act_bits)
+    x = tokens(2, 3, 4, 12)
+    y = linear(x)
+    assert y.shape == (2, 3, 4, 8)
+    assert torch.equal(y[1, 2], linear(x[1, 2]))
+    assert linear(tokens(12)).shape == (8,)
+
+
+def test_views_that_are_not_contiguous_are_read_right() -> None:
+    linear = make_linear(8, 12, 4, 6)
+    x = tokens(12, 5).mT
+    assert torch.equal(linear(x), linear(x.contiguous()))
+
+
+@pytest.mark.parametrize("act_bits", [6, None])
+def test_the_callers_input_is_left_alone(act_bits: int | None) -> None:
+    linear = make_linear(8, 12, 4, act_bits, transform=False)
+    x = tokens(5, 12)
+    before = x.clone()
+    linear(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("weight_bits", [2, 4, 8])
+def test_memory_is_bits_and_no_float_weight_is_hidden(weight_bits: int) -> None:
+    linear = make_linear(64, 96, weight_bits, 6, bias=False)
+    assert linear.weight_packed.nbytes == 64 * 96 * weight_bits // 8
+    parameters = list(linear.parameters())
+    assert all(p.numel() <= 96 for p in parameters if p.is_floating_point())
+    assert not any(p.requires_grad for p in parameters)
+    assert not list(linear.buffers())
+    linear(tokens(3, 96))
+    held = [value for value in vars(linear).values() if isinstance(value, torch.Tensor)]
+    assert not held, "a forward leaves a tensor behind"
+
+
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("act_bits", [6, None])
+def test_compiled_equals_eager_without_a_graph_break(act_bits: int | None, transform: bool) -> None:
+    linear = make_linear(16, 24, 4, act_bits, transform=transform)
+    x = tokens(2, 5, 24)
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), linear(x))
+
+
+@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("act_bits", [4, 8, None])
+def test_gradient_of_the_input_is_that_of_the_dequantized_linear(act_bits: int | None, transform: bool) -> None:
+    linear = make_linear(16, 24, 4, act_bits, transform=transform)
+    upstream = tokens(5, 16, seed=1)
+    gradients = []
+    for layer in (linear, linear.dequantize()):
+        x = tokens(5, 24).requires_grad_()
+        layer(x).backward(upstream)
+        gradients.append(x.grad)
+    assert torch.allclose(*gradients, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("act_bits", [6, None])
+def test_output_does_not_depend_on_whether_gradients_are_wanted(act_bits: int | None) -> None:
+    linear = make_linear(16, 24, 4, act_bits, transform=True)
+    x = tokens(5, 24)
+    assert torch.equal(linear(x.clone().requires_grad_()).detach(), linear(x))
+
+
+@pytest.mark.parametrize("transform", [False, True])
+def test_dequantized_is_a_plain_linear_close_to_the_packed_one(transform: bool) -> None:
+    linear = make_linear(16, 24, 4, 8, transform=transform)
+    plain = linear.dequantize(torch.bfloat16)
+    assert type(plain) is nn.Linear
+    assert plain.weight.dtype == plain.bias.dtype == torch.bfloat16
+    x = tokens(50, 24)
+    error = linear.dequantize()(x) - linear(x)
+    assert error.norm() < 0.05 * linear(x).norm()
+
+
+def test_a_deep_copy_stands_on_its_own() -> None:
+    linear = make_linear(16, 24, 4, 6, transform=True)
+    x = tokens(5, 24)
+    before = linear(x)
+    other = copy.deepcopy(linear)
+    assert torch.equal(other(x), before)
+    other.weight_packed.data.zero_()
+    assert torch.equal(linear(x), before)
+    assert not torch.equal(other(x), before)
+
+
+def test_moving_to_half_precision_keeps_what_the_result_hangs_on() -> None:
+    linear = make_linear(16, 24, 4, 6, transform=True)
+    x = tokens(5, 24)
+    text = repr(linear)
+    assert "24, 16" in text
+    assert "W4A6" in text
+    assert linear.weight.device == x.device
+
+
+class TestSharedInput:
+    """q, k and v quantize their common input once, and nobody ever gets a stale one."""
+
+    @pytest.fixture
+    def trio(self) -> list[QuantLinear]:
+        """Three linears of one group: same scheme, same transform, other weights."""
+        layers = [make_linear(8, 24, 4, 6, transform=True) for _ in range(3)]
+        shared = SharedInput(len(layers))
+        for index, layer in enumerate(layers):
+            layer.weight_scale.data = layer.weight_scale * (index + 1)
+            layer.shared_input = shared
+        return layers
+
+    @pytest.fixture
+    def count(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """Grows by one entry whenever an input is quantized."""
+        calls: list[int] = []
+        original = module.quantize_input
+
+        def counted(x, *rest):
+            calls.append(x.shape[0])
+            return original(x, *rest)
+
+        monkeypatch.setattr(module, "quantize_input", counted)
+        return calls
+
+    def test_one_input_is_quantized_once(self, trio: list[QuantLinear], count: list[int]) -> None:
+        x = tokens(5, 24)
+        results = [layer(x) for layer in trio]
+        assert len(count) == 1
+        for layer, y in zip(trio, results, strict=True):
+            assert torch.equal(y, defined(layer, x))
+
+    def test_any_order_and_any_repetition_is_right(self, trio: list[QuantLinear]) -> None:
+        x, z = tokens(5, 24), tokens(5, 24, seed=1)
+        calls = [(2, x), (0, x), (0, z), (0, x), (1, x), (1, x), (2, z), (1, z), (0, z), (0, z)]
+        for index, value in calls:
+            assert torch.equal(trio[index](value), defined(trio[index], value))
+
+    def test_one_linear_alone_is_right(self, trio: list[QuantLinear]) -> None:
+        for seed in range(5):
+            x = tokens(5, 24, seed=seed)
+            assert torch.equal(trio[1](x), defined(trio[1], x))
+
+    def test_an_input_overwritten_in_place_is_not_mistaken_for_the_old_one(self, trio: list[QuantLinear]) -> None:
+        x = tokens(5, 24)
+        trio[0](x)
+        x.mul_(3)
+        assert torch.equal(trio[1](x), defined(trio[1], x))
+
+    def test_the_input_is_let_go_when_all_have_taken_it(self, trio: list[QuantLinear]) -> None:
+        x = tokens(5, 24)
+        for layer in trio:
+            layer(x)
+        assert trio[0].shared_input._source is None
+        assert trio[0].shared_input._value is None
+
+    def test_copies_share_among_themselves_and_not_with_the_original(self, trio: list[QuantLinear]) -> None:
+        copies = copy.deepcopy(nn.ModuleList(trio))
+        assert len({id(layer.shared_input) for layer in copies}) == 1
+        assert copies[0].shared_input is not trio[0].shared_input

@@ -1,0 +1,181 @@
+"""Tiny random models, and the one cheap way in which the tests quantize: for mechanics only, never for quality."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXPipeline, CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from s2q.checkpoint import SchemeSpec
+from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
+from s2q.numerics.packing import pack, unpack
+from s2q.numerics.quantizer import fake_quantize, integer_range, row_scale
+from s2q.recipe import Recipe
+from s2q.recipes import get_recipe, override
+from s2q.runtime.linear import QuantLinear
+from s2q.runtime.reference import InputTransform, transform_input
+
+TEXT_LENGTH = 8
+WORDS = ("a", "red", "blue", "square", "circle", "moves", "left", "right")
+PROMPTS = ("a red square moves left", "a blue circle moves right")
+STEPS = 3
+CALL = {"num_inference_steps": STEPS, "height": 16, "width": 16, "num_frames": 5}
+CHEAP = ("sampler.prompts=2", "sampler.count=2", "optim.epochs=1")
+
+
+def make_transformer(**changes: Any) -> CogVideoXTransformer3DModel:
+    """Two blocks, 32 channels, weights from a fixed seed."""
+    torch.manual_seed(0)
+    config = {
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "in_channels": 4,
+        "out_channels": 4,
+        "time_embed_dim": 16,
+        "text_embed_dim": 24,
+        "num_layers": 2,
+        "sample_width": 4,
+        "sample_height": 4,
+        "sample_frames": 9,
+        "patch_size": 2,
+        "temporal_compression_ratio": 4,
+        "max_text_seq_length": TEXT_LENGTH,
+    }
+    return CogVideoXTransformer3DModel(**(config | changes)).eval()
+
+
+def make_inputs(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
+    """Arguments of one call of `make_transformer()`."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "hidden_states": torch.randn(batch, 2, 4, 4, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(batch, TEXT_LENGTH, 24, generator=generator),
+        "timestep": torch.full((batch,), 500),
+    }
+
+
+def make_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_transformer` into `folder`."""
+    torch.manual_seed(1)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in WORDS], extra_ids=0)
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        temporal_compression_ratio=4,
+        sample_height=16,
+        sample_width=16,
+    )
+    scheduler = CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=make_transformer(), scheduler=scheduler
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def cheap(name: str, bits: str, *changes: str) -> Recipe:
+    """A recipe with two prompts, two samples and one epoch."""
+    return override(get_recipe(name, bits), [*CHEAP, *changes])
+
+
+def make_linear(
+    rows: int, columns: int, weight_bits: int, act_bits: int | None, *, transform: bool = False, bias: bool = True
+) -> QuantLinear:
+    """A `QuantLinear` with random codes, scales and, if asked for, a random transform."""
+    generator = torch.Generator().manual_seed(rows * 1000 + columns)
+    kronecker = {str(columns): kronecker_factors(columns)} if transform else {}
+    scheme = SchemeSpec(
+        weight_bits=weight_bits,
+        act_bits=act_bits,
+        channel_scale=transform,
+        kronecker=transform,
+        input_clip=transform and act_bits is not None,
+        kronecker_factors=kronecker,
+        targets={},
+    )
+    smallest, largest = integer_range(weight_bits)
+    codes = torch.randint(smallest, largest + 1, (rows, columns), generator=generator, dtype=torch.int8)
+    values = {
+        "weight_packed": pack(codes, weight_bits),
+        "weight_scale": torch.rand(rows, 1, generator=generator) * 0.1 + 0.01,
+        "weight_shape": torch.tensor([rows, columns]),
+        "bias": torch.randn(rows, generator=generator) if bias else None,
+    }
+    if transform:
+        n1, n2 = kronecker_factors(columns)
+        values["input_scale"] = torch.rand(columns, generator=generator) + 0.5
+        values["input_left"] = random_orthogonal(n1, generator) * 1.5
+        values["input_right"] = random_orthogonal(n2, generator)
+        values["input_clip"] = torch.tensor([0.9])
+    linear = QuantLinear(columns, rows, bias, scheme)
+    for name, parameter in linear.named_parameters():
+        parameter.data = values[name]
+    return linear
+
+
+class FloatSimulation(nn.Module):
+    """What a `QuantLinear` stands for, in floating point and without packing or integers: an oracle of its own."""
+
+    def __init__(self, linear: QuantLinear):
+        super().__init__()
+        self.transform = InputTransform(
+            *(getattr(linear, f"input_{name}", None) for name in ("scale", "left", "right", "clip"))
+        )
+        codes = unpack(linear.weight_packed, linear.scheme.weight_bits, linear.in_features)
+        self.weight, self.bias, self.act_bits = codes * linear.weight_scale, linear.bias, linear.scheme.act_bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] → [..., N]."""
+        values = transform_input(x, self.transform)
+        if self.act_bits is not None:
+            clip = 1.0 if self.transform.clip is None else self.transform.clip
+            values = fake_quantize(values, row_scale(values, self.act_bits, clip), self.act_bits)
+        return nn.functional.linear(values, self.weight, self.bias).to(x.dtype)
+
+
+def simulate(model: nn.Module) -> nn.Module:
+    """Put a `FloatSimulation` in the place of every `QuantLinear` of `model`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QuantLinear):
+            model.set_submodule(name, FloatSimulation(module))
+    return model
+
+
+def folder_bytes(folder: Path) -> dict[str, bytes]:
+    """Relative path → content of every file in `folder`."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def tampered(
+    folder: Path,
+    copy: Path,
+    *,
+    tensors: Callable[[dict[str, Tensor]], Any] = lambda tensors: None,
+    config: Callable[[dict[str, Any]], Any] = lambda config: None,
+) -> Path:
+    """A copy of a transformer folder, its tensors and its configuration changed in place by the two functions."""
+    shutil.copytree(folder, copy)
+    weights = copy / "diffusion_pytorch_model.safetensors"
+    state = load_file(weights)
+    tensors(state)
+    save_file(state, weights, metadata={"format": "pt"})
+    settings = json.loads((copy / "config.json").read_text())
+    config(settings)
+    (copy / "config.json").write_text(json.dumps(settings))
+    return copy
