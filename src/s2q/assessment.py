@@ -125,8 +125,8 @@ def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, fl
 
     prompts = [twin.prompt for twin in twins]
     return {
-        "float": scores([twin.reference for twin in twins], prompts),
-        "quantized": scores([twin.candidate for twin in twins], prompts),
+        "float": scores([torch.from_numpy(twin.reference) for twin in twins], prompts),
+        "quantized": scores([torch.from_numpy(twin.candidate) for twin in twins], prompts),
     }
 
 
