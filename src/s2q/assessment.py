@@ -89,9 +89,7 @@ def evaluate(
     report["blocks"] = [block for block in report["blocks"] if block["after"] is not None]
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
-            path = out / "clips" / f"clip-{index:04d}-{kind}.mp4"
-            if not path.exists():
-                write_mp4(path, clip, FPS, visible_scale(clip))
+            write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, FPS, visible_scale(clip))
     write_json(out / METRICS_JSON, {key: report[key] for key in ("fidelity", "readback", "clips", "clip_seconds")})
     write_json(out / REPORT_JSON, report)
     shown = [ClipPair(t.prompt, t.seed, t.reference, t.candidate) for t in twins[:SHOWN_CLIPS]]

@@ -312,7 +312,7 @@ def _evaluate(opened, folder: Path, out: Path, prompts: list[str], seed: int, se
 
     quantized = load_transformer(folder, opened.pipe.transformer.dtype).to(opened.pipe.transformer.device)
     provenance = read_json(folder / PROVENANCE_NAME)
-    settings = {"quantized": fingerprint(provenance), "prompts": prompts, "seed": seed, "call": opened.call}
+    settings = {"quantized": fingerprint(provenance), "call": opened.call}
     Workspace.open(out / "clips", settings)
     report = run_evaluate(
         opened,

@@ -24,6 +24,8 @@ GUIDANCE_BRANCHES = 2
 # Measured on the demo and on tiny models: what a training step costs over three forwards, and what Python costs a linear.
 TRAINING_FORWARDS = 3.5
 SECONDS_A_CALL = 60e-6
+# What Python and the small matrices of the transforms cost a training step, whatever the width: measured on the demo.
+SECONDS_A_STEP = 0.02
 
 
 @dataclass(frozen=True)
@@ -148,27 +150,31 @@ def _seconds(
     model: nn.Module, family: Family, recipe: Recipe, tokens: int, steps: int, device: str
 ) -> dict[str, float]:
     """A forward is timed as its linears and its attention, with random weights, on this machine."""
+    seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
+    if not recipe.needs_samples:
+        return seconds
     blocks = family.blocks(model)
     linears = [
         (m.out_features, m.in_features)
         for name, m in blocks[0][1].named_modules()
         if isinstance(m, nn.Linear) and not family.is_modulation(name)
     ]
-    rows = min(tokens, 1024)
+    rows = min(tokens, 256)
     product = sum(_time_linear(n, k, rows, device) for n, k in set(linears))
     mean_share = len(linears) / len(set(linears))
     width = linears[0][1]
     attention = _time_attention(width, rows, device) * (tokens / rows) ** 2
     block = product * mean_share * tokens / rows + attention + SECONDS_A_CALL * 4 * len(linears)
     forward = GUIDANCE_BRANCHES * block * len(blocks)
-    seconds = {"trajectories": 0.0, "selection": 0.0, "token_weights": 0.0, "calibration": 0.0}
-    if recipe.needs_samples:
-        seconds["trajectories"] = recipe.sampler.prompts * steps * forward
-        seconds["selection"] = 0.01 * seconds["trajectories"]
-        if recipe.objective.token_weights:
-            seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
-        passes = 5 + (recipe.optim.epochs * TRAINING_FORWARDS if recipe.objective.kind != "none" else 0)
-        seconds["calibration"] = recipe.sampler.count * passes * forward
+    seconds["trajectories"] = recipe.sampler.prompts * steps * forward
+    seconds["selection"] = 0.01 * seconds["trajectories"]
+    if recipe.objective.token_weights:
+        seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
+    seconds["calibration"] = recipe.sampler.count * 5 * forward
+    if recipe.objective.kind != "none":
+        passes = recipe.sampler.count * recipe.optim.epochs
+        training_steps = len(blocks) * passes / recipe.optim.batch_size
+        seconds["calibration"] += passes * TRAINING_FORWARDS * forward + training_steps * SECONDS_A_STEP
     return seconds
 
 

@@ -71,7 +71,8 @@ def make_twins(
     with progress.stage("evaluation", len(prompts)) as stage:
         for index, prompt in enumerate(prompts):
             path = folder / f"clip-{index:04d}.safetensors"
-            if read_metadata(path) is None:
+            done = read_metadata(path)
+            if done is None or (done["prompt"], done["seed"]) != (prompt, seed + index):
                 _make(opened, candidate, prompt, seed + index, path)
             metadata, tensors = read_metadata(path), load_file(path)
             arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}

@@ -47,6 +47,8 @@ class Workspace:
                 f"{folder} belongs to a run with other settings ({', '.join(differing)} differ): "
                 "choose another output folder, or remove that one"
             )
+        for unfinished in folder.rglob(".*.part"):  # of a process that was killed while writing
+            unfinished.unlink(missing_ok=True)
         if present is None:
             write_json(path, settings)
         return cls(folder)

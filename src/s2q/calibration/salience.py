@@ -31,7 +31,7 @@ def quantization_salience(tokens: Tensor) -> Tensor:
     Returns:
         float64 [T].
     """
-    return torch.tensor([gram_spectral_norm(x) for x in tokens], dtype=torch.float64)
+    return gram_spectral_norm(tokens)
 
 
 def min_max(values: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ def salience_of_prompt(
     norms = []
     for step in range(len(latents) - 1):
         arguments = to_device(store.arguments(prompt, step, "cond"), device, dtype)
-        norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]))
-    return diffusion_salience(latents), torch.tensor(norms, dtype=torch.float64)
+        norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]).cpu())
+    return diffusion_salience(latents), torch.stack(norms)
 
 
 def to_device(value, device: torch.device | str, dtype: torch.dtype):

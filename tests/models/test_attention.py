@@ -1,0 +1,100 @@
+"""Received attention against the dense map, and the tap that sees it in a model."""
+
+import math
+
+import pytest
+import torch
+from tiny import make_inputs
+from torch import nn
+
+from s2q.models.attention import AttentionTap, received_attention
+from s2q.models.families import COGVIDEOX
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def dense(query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | float = 0.0) -> torch.Tensor:
+    scores = query @ key.mT / math.sqrt(query.shape[-1]) + bias
+    return scores.softmax(-1).sum((1, 2))
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 8, 256])
+def test_equals_the_columns_of_the_dense_map_whatever_the_chunk(chunk: int) -> None:
+    query, key = normal(2, 3, 8, 5), normal(2, 3, 11, 5, seed=1)
+    received = received_attention(query, key, chunk=chunk)
+    assert torch.allclose(received, dense(query, key), rtol=1e-5)
+    assert torch.allclose(received.sum(1), torch.full((2,), 3.0 * 8)), "sums to H · S_q"
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 9), (1, 1, 9, 9), (2, 3, 9, 9)])
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_masked_tokens_receive_nothing(kind: str, shape: tuple[int, ...]) -> None:
+    query, key = normal(2, 3, 9, 5), normal(2, 3, 9, 5, seed=1)
+    allowed = normal(*shape, seed=2) > -0.5
+    allowed[..., 0], allowed[..., 4] = True, False
+    bias = torch.zeros(shape).masked_fill(~allowed, -math.inf)
+    received = received_attention(query, key, allowed if kind == "bool" else bias, chunk=4)
+    assert torch.allclose(received, dense(query, key, bias), rtol=1e-5, atol=1e-6)
+    assert bool((received[:, 4] == 0).all())
+
+
+def test_half_precision_is_summed_in_full() -> None:
+    query, key = normal(1, 2, 600, 4).bfloat16(), normal(1, 2, 600, 4, seed=1).bfloat16()
+    received = received_attention(query, key)
+    assert received.dtype == torch.float32
+    assert torch.allclose(received, dense(query.float(), key.float()), rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_tap_sees_the_self_attention_of_every_block_and_changes_nothing(transformer: nn.Module) -> None:
+    received: dict[int, torch.Tensor] = {}
+    expected = transformer(**make_inputs(), return_dict=False)[0]
+    with AttentionTap(transformer, COGVIDEOX, received.__setitem__):
+        output = transformer(**make_inputs(), return_dict=False)[0]
+    assert torch.equal(output, expected)
+    assert sorted(received) == [0, 1]
+    tokens = 8 + 2 * 2 * 2
+    for sums in received.values():
+        assert sums.shape == (2, tokens)
+        assert torch.allclose(sums.sum(1), torch.full((2,), 2.0 * tokens))
+
+
+@torch.no_grad()
+def test_the_tap_is_gone_afterwards(transformer: nn.Module) -> None:
+    seen: list[int] = []
+    with AttentionTap(transformer, COGVIDEOX, lambda index, _: seen.append(index)):
+        transformer(**make_inputs())
+    transformer(**make_inputs())
+    assert seen == [0, 1]
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in transformer.modules())
+
+
+@torch.no_grad()
+def test_attention_that_is_not_seen_is_an_error_that_names_the_block(transformer: nn.Module) -> None:
+    fused = transformer.transformer_blocks[1].attn1
+
+    def linear_attention(hidden_states, encoder_hidden_states, **_):
+        return hidden_states, encoder_hidden_states
+
+    fused.forward = linear_attention
+    with (
+        pytest.raises(RuntimeError, match=r"blocks \[1\]"),
+        AttentionTap(transformer, COGVIDEOX, lambda *_: None),
+    ):
+        transformer(**make_inputs())
+
+
+def test_an_error_inside_is_not_hidden_by_the_tap(transformer: nn.Module) -> None:
+    with pytest.raises(KeyError, match="mine"), AttentionTap(transformer, COGVIDEOX, lambda *_: None):
+        raise KeyError("mine")
+
+
+@torch.no_grad()
+def test_attention_elsewhere_is_not_taken_for_self_attention(transformer: nn.Module) -> None:
+    seen: list[int] = []
+    with AttentionTap(transformer, COGVIDEOX, lambda index, _: seen.append(index)):
+        nn.functional.scaled_dot_product_attention(normal(1, 1, 2, 4), normal(1, 1, 2, 4), normal(1, 1, 2, 4))
+        transformer(**make_inputs())
+    assert seen == [0, 1]

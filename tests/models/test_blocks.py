@@ -1,0 +1,92 @@
+"""A transformer taken apart and replayed block by block gives what it gives as a whole."""
+
+import pytest
+import torch
+from tiny import make_inputs, make_transformer
+from torch import nn
+
+from s2q.models.blocks import first_call, joined_tokens, record_calls, replay
+from s2q.models.families import COGVIDEOX
+
+ROTARY = {"use_rotary_positional_embeddings": True}
+
+
+def rotary_arguments() -> dict:
+    """Rotary angles as the pipeline passes them: (cos, sin), [video tokens, head dim] each."""
+    angles = torch.linspace(0, 3, 8 * 16).reshape(8, 16)
+    return {"image_rotary_emb": (angles.cos(), angles.sin())}
+
+
+@pytest.fixture(params=["sincos", "rotary"])
+def called(request: pytest.FixtureRequest) -> tuple[nn.Module, dict]:
+    if request.param == "sincos":
+        return make_transformer(), make_inputs()
+    return make_transformer(**ROTARY), make_inputs() | rotary_arguments()
+
+
+@torch.no_grad()
+def test_replayed_blocks_pass_on_exactly_what_the_model_passes_on(called: tuple[nn.Module, dict]) -> None:
+    model, arguments = called
+    seen: list[tuple] = []
+    blocks = COGVIDEOX.blocks(model)
+    handles = [block.register_forward_hook(lambda *call: seen.append(call[-1])) for _, block in blocks]
+    states, sides = record_calls(model, COGVIDEOX, arguments)
+    for handle in handles:
+        handle.remove()
+    assert len(seen) == len(blocks) == 2
+    for (_, block), side, expected in zip(blocks, sides, seen, strict=True):
+        states = replay(block, COGVIDEOX, states, side)
+        for name, tensor in zip(COGVIDEOX.states, expected, strict=True):
+            assert torch.equal(states[name], tensor)
+
+
+def test_recording_leaves_no_hook_behind(called: tuple[nn.Module, dict]) -> None:
+    model, arguments = called
+    record_calls(model, COGVIDEOX, arguments)
+    first_call(model, COGVIDEOX, arguments)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_first_call_is_the_first_of_all_calls_and_runs_no_block(called: tuple[nn.Module, dict]) -> None:
+    model, arguments = called
+    states, sides = record_calls(model, COGVIDEOX, arguments)
+
+    def never(*_) -> None:
+        raise AssertionError("a block ran")
+
+    handle = model.transformer_blocks[0].register_forward_hook(never)
+    call = first_call(model, COGVIDEOX, arguments)
+    handle.remove()
+    assert call.states.keys() == states.keys()
+    assert all(torch.equal(call.states[name], states[name]) for name in states)
+    assert call.sides.keys() == sides[0].keys()
+
+
+def test_text_tokens_stand_before_video_tokens_as_in_cogvideox_attention() -> None:
+    states = {"hidden_states": torch.ones(1, 3, 2), "encoder_hidden_states": torch.zeros(1, 2, 2)}
+    assert joined_tokens(COGVIDEOX, states)[0, :, 0].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_a_block_that_is_never_called_is_an_error(transformer: nn.Module) -> None:
+    unused = transformer.transformer_blocks[1]
+    transformer.transformer_blocks = nn.ModuleList([transformer.transformer_blocks[0]])
+    forward = transformer.forward
+
+    def without_last(**arguments):
+        transformer.transformer_blocks = transformer.transformer_blocks[:1]
+        try:
+            return forward(**arguments)
+        finally:
+            transformer.transformer_blocks.append(unused)
+
+    transformer.transformer_blocks.append(unused)
+    transformer.forward = without_last
+    with pytest.raises(RuntimeError, match=r"transformer_blocks\.1"):
+        record_calls(transformer, COGVIDEOX, make_inputs())
+
+
+def test_gradients_flow_through_a_replayed_block(transformer: nn.Module) -> None:
+    states, sides = record_calls(transformer, COGVIDEOX, make_inputs())
+    output = joined_tokens(COGVIDEOX, replay(transformer.transformer_blocks[0], COGVIDEOX, states, sides[0]))
+    output.sum().backward()
+    assert transformer.transformer_blocks[0].attn1.to_q.weight.grad is not None

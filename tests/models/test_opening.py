@@ -1,0 +1,120 @@
+"""Pipelines that cannot be used are refused before anything is loaded, with what to do."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import CALL, TEXT_LENGTH
+
+from s2q.models.pipelines import PipelineError, load_transformer, locate, open_pipeline
+from s2q.run import Quantized
+
+
+@pytest.fixture
+def copy(tiny_pipeline: Path, tmp_path: Path) -> Path:
+    """A pipeline that may be broken."""
+    return Path(shutil.copytree(tiny_pipeline, tmp_path / "pipeline"))
+
+
+def edit(path: Path, change: Callable[[dict], None]) -> None:
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("source", ["/nowhere/at/all", "./none", "none", "a/b/c", "~/none", "clip.mp4"])
+def test_a_folder_that_is_missing_is_refused_without_asking_the_hub(source: str) -> None:
+    with pytest.raises(PipelineError, match="is not a folder"):
+        locate(source)
+
+
+def test_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(PipelineError, match="is not a folder"):
+        locate(str(tmp_path / "model.safetensors"))
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"no model_index\.json"):
+        locate(str(tmp_path))
+
+
+def test_one_component_is_refused_with_a_hint_to_the_folder_above(tiny_pipeline: Path) -> None:
+    with pytest.raises(PipelineError, match="the folder above"):
+        locate(str(tiny_pipeline / "transformer"))
+
+
+def test_a_broken_index_is_refused(copy: Path) -> None:
+    (copy / "model_index.json").write_text('{"_class_name": ')
+    with pytest.raises(PipelineError, match="not valid JSON"):
+        locate(str(copy))
+
+
+def test_a_pipeline_of_images_is_refused(copy: Path) -> None:
+    edit(copy / "model_index.json", lambda index: index.pop("transformer"))
+    with pytest.raises(PipelineError, match="has no transformer"):
+        locate(str(copy))
+
+
+def test_a_transformer_of_another_kind_is_refused_with_those_known(copy: Path) -> None:
+    edit(copy / "model_index.json", lambda i: i.update(transformer=["diffusers", "FluxTransformer2DModel"]))
+    with pytest.raises(PipelineError, match=r"FluxTransformer2DModel.*Known: CogVideoX"):
+        locate(str(copy))
+
+
+def test_a_pipeline_without_its_transformer_is_refused(copy: Path) -> None:
+    edit(copy / "model_index.json", lambda index: index.update(transformer=[None, None]))
+    with pytest.raises(PipelineError):
+        locate(str(copy))
+
+
+def test_half_downloaded_parts_are_all_listed(copy: Path) -> None:
+    shutil.rmtree(copy / "vae")
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    (copy / "text_encoder" / "model.safetensors.incomplete").touch()
+    with pytest.raises(PipelineError, match="half downloaded") as caught:
+        locate(str(copy))
+    for part in ("vae", "transformer", "text_encoder"):
+        assert part in str(caught.value)
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (copy / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(PipelineError, match=r"model-1.*model-2"):
+        locate(str(copy))
+
+
+def test_weights_cut_short_are_refused(copy: Path) -> None:
+    weights = copy / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(PipelineError, match="cannot load"):
+        open_pipeline(str(copy))
+
+
+def test_a_whole_pipeline_opens_with_the_call_asked_for(tiny_pipeline: Path) -> None:
+    opened = open_pipeline(str(tiny_pipeline), dtype=torch.bfloat16, guidance_scale=None, **CALL)
+    assert opened.call == {"max_sequence_length": TEXT_LENGTH, **CALL}
+    assert opened.pipe.transformer.dtype == torch.bfloat16
+    assert opened.family.name == "cogvideox"
+
+
+def test_a_quantized_transformer_takes_the_place_of_the_float_one(
+    tiny_pipeline: Path, quantized: Callable[..., Quantized]
+) -> None:
+    opened = open_pipeline(str(tiny_pipeline), transformer=quantized().folder)
+    assert opened.pipe.transformer.config.quantization_config is not None
+
+
+@pytest.mark.parametrize("part", [".", "vae", "scheduler", "none"])
+def test_what_is_no_transformer_is_not_loaded_as_one(part: str, tiny_pipeline: Path) -> None:
+    with pytest.raises(PipelineError):
+        load_transformer(tiny_pipeline / part, torch.float32)
+
+
+def test_a_quantized_folder_is_refused_as_a_pipeline(quantized: Callable[..., Quantized]) -> None:
+    with pytest.raises(PipelineError, match="the folder above"):
+        locate(str(quantized().folder))
