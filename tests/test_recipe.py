@@ -1,0 +1,151 @@
+"""A method is data: what is misspelt is an error and never a silent second method."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from s2q.recipe import Bits, LinearScheme, Recipe
+from s2q.recipes import RECIPES, get_recipe, override
+
+acts = st.one_of(st.integers(4, 8), st.just(16))
+
+
+@given(st.integers(2, 8), acts, st.booleans())
+def test_bits_are_read_as_written(weight: int, act: int, lower: bool) -> None:
+    text = f"W{weight}A{act}"
+    bits = Bits.parse(f" {text.lower() if lower else text} ")
+    assert bits == (weight, None if act == 16 else act)
+    assert str(bits) == text
+
+
+@given(st.integers(0, 40), st.integers(0, 40))
+def test_bits_that_are_not_offered_are_refused(weight: int, act: int) -> None:
+    if 2 <= weight <= 8 and (4 <= act <= 8 or act == 16):
+        return
+    with pytest.raises(ValueError, match=r"W2\.\.W8 with A4\.\.A8 or A16"):
+        Bits.parse(f"W{weight}A{act}")
+
+
+@given(st.text(max_size=8))
+def test_anything_else_is_refused(text: str) -> None:
+    try:
+        bits = Bits.parse(text)
+    except ValueError as error:
+        assert "W4A6" in str(error)
+    else:
+        assert str(bits).lower() == text.strip().lower(), "read as something that was not written"
+
+
+@pytest.mark.parametrize("text", ["", "W4", "A6", "4A6", "W4A6x", "W4 A6", "W-4A6", "W4.0A6", "W4A6\nW8A8"])
+def test_near_misses_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="W4A6"):
+        Bits.parse(text)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_survive_being_written_and_read(name: str) -> None:
+    made = get_recipe(name, "W4A6")
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+    assert made.name == name
+    assert made.bits == "W4A6"
+    assert RECIPES[name].__doc__
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_weight_only_leaves_every_input_in_floating_point(name: str) -> None:
+    made = get_recipe(name, "W4A16")
+    assert made.linear.act_bits is made.modulation.act_bits is None
+    assert made.linear.weight_bits == made.modulation.weight_bits == 4
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_modulation_has_the_weights_bits_asked_for(name: str) -> None:
+    made = get_recipe(name, "W3A4")
+    assert made.modulation.weight_bits == made.linear.weight_bits == 3
+    assert made.linear.act_bits == 4
+
+
+def test_an_unknown_recipe_is_refused_with_those_known() -> None:
+    with pytest.raises(ValueError, match="s2q_vdit"):
+        get_recipe("awq", "W4A6")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "path", "value"),
+    [
+        ("optim.epochs=5", ("optim", "epochs"), 5),
+        ("optim.lr=1e-3", ("optim", "lr"), 1e-3),
+        ("sampler.kind=random", ("sampler", "kind"), "random"),
+        ('sampler.kind="uniform"', ("sampler", "kind"), "uniform"),
+        ("linear.transform=null", ("linear", "transform"), None),
+        ("linear.learned_clip=false", ("linear", "learned_clip"), False),
+        ("optim.propagate_error=true", ("optim", "propagate_error"), True),
+        ('keep_float=["ff.*"]', ("keep_float",), ("ff.*",)),
+        ("linear.transform.alpha=0.5", ("linear", "transform", "alpha"), 0.5),
+    ],
+)
+def test_an_override_changes_its_field_and_nothing_else(assignment: str, path: tuple, value: object) -> None:
+    base = get_recipe("s2q_vdit", "W4A6")
+    changed = override(base, [assignment])
+    got = changed
+    for name in path:
+        got = getattr(got, name)
+    assert got == value
+    data, original = changed.model_dump(), base.model_dump()
+    parent, original_parent = data, original
+    for name in path[:-1]:
+        parent, original_parent = parent[name], original_parent[name]
+    parent[path[-1]] = original_parent[path[-1]]
+    assert data == original
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "optim.epoch=5",
+        "optim.epochs",
+        "optim=",
+        "=5",
+        "",
+        "optim.epochs.more=5",
+        "nothing.at.all=1",
+        "optim.epochs=0",
+        "optim.epochs=many",
+        "optim.lr=-1",
+        "sampler.kind=best",
+        "linear.weight_bits=1",
+        "linear.act_bits=16",
+        "linear.rounding=up",
+        "objective.lambda_min=2",
+        "optim.lr=NaN",
+    ],
+)
+def test_a_wrong_override_is_refused_and_named(assignment: str) -> None:
+    with pytest.raises(ValueError, match="cannot") as caught:
+        override(get_recipe("s2q_vdit", "W4A6"), [assignment])
+    assert assignment.partition("=")[0] in str(caught.value)
+
+
+def test_a_range_that_is_upside_down_is_refused() -> None:
+    with pytest.raises(ValueError, match="lambda"):
+        override(get_recipe("s2q_vdit", "W4A6"), ["objective.lambda_min=0.9", "objective.lambda_max=0.1"])
+
+
+def test_learning_without_samples_is_refused() -> None:
+    with pytest.raises(ValueError, match="sampler"):
+        override(get_recipe("s2q_vdit", "W4A6"), ["sampler.kind=none"])
+
+
+def test_an_unknown_key_is_refused_anywhere() -> None:
+    with pytest.raises(ValidationError, match="grup_size"):
+        LinearScheme(weight_bits=4, grup_size=64)
+    data = get_recipe("rtn", "W4A6").model_dump()
+    data["linear"]["colour"] = "red"
+    with pytest.raises(ValidationError, match="colour"):
+        Recipe.model_validate(data)
+
+
+def test_a_recipe_cannot_be_changed_behind_ones_back() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        get_recipe("rtn", "W4A6").linear.weight_bits = 8
