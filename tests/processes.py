@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["s2q.cli", "s2q.run", "s2q.evaluate", "s2q.plan", "diffusers.pipelines.cogvideo.pipeline_cogvideox"]
+    ["s2q.cli", "s2q.run", "s2q.assessment", "s2q.planning", "diffusers.pipelines.cogvideo.pipeline_cogvideox"]
 )
 TIMEOUT = 120
 

@@ -113,7 +113,9 @@ def test_an_output_that_holds_something_else_is_refused_and_untouched(
     assert (foreign / "thesis.txt").read_text() == "years of work"
 
 
-def test_an_output_of_other_settings_is_refused_and_untouched(tiny_pipeline: Path, result: Path, tmp_path: Path) -> None:
+def test_an_output_of_other_settings_is_refused_and_untouched(
+    tiny_pipeline: Path, result: Path, tmp_path: Path
+) -> None:
     before = (result / "out" / "transformer" / "config.json").read_bytes()
     options = ["--prompts", result / "prompts.txt", *SETS, *SIZE, "--bits", "W8A8"]
     finished = run_s2q(["run", tiny_pipeline, "-o", result / "out", *options], tmp_path / "logs")

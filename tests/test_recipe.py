@@ -31,10 +31,9 @@ def test_bits_that_are_not_offered_are_refused(weight: int, act: int) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     try:
         bits = Bits.parse(text)
-    except ValueError as error:
-        assert "W4A6" in str(error)
-    else:
-        assert str(bits).lower() == text.strip().lower(), "read as something that was not written"
+    except ValueError:
+        return
+    assert str(bits).lower() == text.strip().lower(), "read as something that was not written"
 
 
 @pytest.mark.parametrize("text", ["", "W4", "A6", "4A6", "W4A6x", "W4 A6", "W-4A6", "W4.0A6", "W4A6\nW8A8"])

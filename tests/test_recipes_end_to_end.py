@@ -9,12 +9,12 @@ import torch
 from tiny import CALL, PROMPTS, make_inputs, make_transformer, simulate
 
 from s2q.checkpoint import PROVENANCE_NAME
-from s2q.twins import generate
 from s2q.models.pipelines import OpenPipeline, load_transformer
 from s2q.recipe import Bits
 from s2q.recipes import RECIPES
 from s2q.run import Quantized
 from s2q.runtime.linear import QuantLinear
+from s2q.twins import generate
 
 BITS = ("W4A6", "W4A4", "W4A8", "W6A6", "W8A8", "W4A16")
 

@@ -60,6 +60,8 @@ def evaluate(
         seconds: time of the stages before, if they were part of the same work.
     """
     quantized.eval()
+    for unfinished in out.glob(".*.part"):  # of a process that was killed while writing
+        unfinished.unlink(missing_ok=True)
     twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress or NoProgress())
     pairs = [Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents) for t in twins]
     provenance = read_json(folder / PROVENANCE_NAME) or {}

@@ -64,7 +64,7 @@ class QuantizationSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: int = Field(FORMAT_VERSION, ge=1)
     recipe: str
     bits: str
     producer: str
@@ -92,6 +92,9 @@ class QuantizationSpec(BaseModel):
         twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         if twice:
             raise CheckpointError(f"quantization_config names these linears twice: {', '.join(twice)}")
+        stray = sorted({name for group in spec.shared_inputs for name in group} - set(names))
+        if stray:
+            raise CheckpointError(f"shared_inputs names linears that are not quantized: {', '.join(stray)}")
         return spec
 
     def scheme_of(self) -> dict[str, SchemeSpec]:
@@ -131,7 +134,10 @@ def check_linear(name: str, tensors: Mapping[str, Tensor], rows: int, columns: i
     """What is wrong with a linear's tensors, one sentence each; an empty list if nothing is."""
     layout = tensor_layout(rows, columns, scheme)
     wrong = [f"{name}.{key} is missing" for key in layout if key not in tensors]
+    wrong += [f"{name}.{key} is not part of its scheme" for key in tensors if key not in layout]
     for key, tensor in tensors.items():
+        if key not in layout:
+            continue
         shape, dtype = layout[key]
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             wrong.append(f"{name}.{key} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} {list(shape)}")

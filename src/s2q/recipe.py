@@ -7,7 +7,7 @@ with the path of the key, so that a typing error never becomes a silent second m
 import re
 from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s2q.numerics.quantizer import MAX_BITS, MIN_BITS
 
@@ -84,6 +84,12 @@ class ObjectiveSpec(_Part):
     lambda_min: float = Field(0.5, ge=0, le=1)
     lambda_max: float = Field(1.0, gt=0, le=1)
 
+    @model_validator(mode="after")
+    def _in_order(self) -> "ObjectiveSpec":
+        if self.lambda_min > self.lambda_max:
+            raise ValueError(f"lambda_min {self.lambda_min} is above lambda_max {self.lambda_max}")
+        return self
+
 
 class OptimSpec(_Part):
     """AdamW with a cosine schedule over all steps of a block."""
@@ -112,6 +118,15 @@ class Recipe(_Part):
     objective: ObjectiveSpec = ObjectiveSpec()
     optim: OptimSpec = OptimSpec()
     version: int = 1
+
+    @model_validator(mode="after")
+    def _has_what_it_learns_from(self) -> "Recipe":
+        rounds_by_data = "gptq" in (self.linear.rounding, self.modulation.rounding)
+        if not self.needs_samples and (self.objective.kind != "none" or rounds_by_data):
+            raise ValueError(
+                "sampler.kind is none, but GPTQ and learning need samples: choose salient, random or uniform"
+            )
+        return self
 
     @property
     def needs_samples(self) -> bool:

@@ -83,7 +83,8 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise ValueError(f"cannot apply {', '.join(assignments)}: {error}") from None
+        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'recipe'}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"cannot apply {', '.join(assignments)}: {said}") from None
 
 
 def get_recipe(name: str, bits: str | Bits) -> Recipe:

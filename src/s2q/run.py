@@ -1,5 +1,6 @@
 """The corridor: the stages of quantizing in order, each item of each stage resumable."""
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2q.calibration.salience import combine, salience_of_prompt, to_device
-from s2q.calibration.selection import Sample, select
+from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models.blocks import joined_tokens, record_calls, replay
@@ -97,6 +98,8 @@ def quantize(
             "give more, or set sampler.prompts"
         )
     prompts = list(prompts[: sampler.prompts])
+    if recipe.needs_samples:
+        check_pool(len(prompts), _steps(opened), sampler)
     chosen = settings(opened, recipe, prompts, seed)
     work = work or out.with_name(out.name + ".work")
     if check_output(out, fingerprint(chosen)):
@@ -118,6 +121,12 @@ def quantize(
     seconds = {stage: found.seconds.get(stage, 0.0) for stage in STAGES} | {"packing": time.perf_counter() - started}
     write_json(workspace.folder / SECONDS_NAME, seconds)
     return Quantized(out, workspace, seconds, storage)
+
+
+def _steps(opened: OpenPipeline) -> int:
+    """Denoising steps of a call, T."""
+    default = inspect.signature(opened.pipe.__call__).parameters["num_inference_steps"].default
+    return opened.call.get("num_inference_steps", default)
 
 
 def provenance(chosen: dict[str, Any], found: Calibration, prompts: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What is read from disk by (prompt, step, branch) is what the pipeline fed its transformer."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from tiny import PROMPTS, STEPS
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories, trajectory_path
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import NoProgress
-from s2q.run import Quantized
 from s2q.storage import derived_seed
 
 
@@ -58,9 +56,7 @@ def test_a_branch_is_its_row_of_the_batch(branch: str, row: int, opened: OpenPip
 
 def test_the_two_branches_differ_in_their_text_alone(store: TrajectoryStore) -> None:
     uncond, cond = store.arguments(0, 1, "uncond"), store.arguments(0, 1, "cond")
-    differing = {
-        name for name, v in cond.items() if isinstance(v, torch.Tensor) and not torch.equal(v, uncond[name])
-    }
+    differing = {name for name, v in cond.items() if isinstance(v, torch.Tensor) and not torch.equal(v, uncond[name])}
     assert differing == {"encoder_hidden_states"}
 
 
@@ -74,7 +70,9 @@ def test_prompts_have_noise_of_their_own(store: TrajectoryStore) -> None:
     assert not torch.equal(store.latents(0)[0], store.latents(1)[0])
 
 
-def test_what_is_recorded_already_is_not_recorded_again(opened: OpenPipeline, store: TrajectoryStore, tmp_path: Path) -> None:
+def test_what_is_recorded_already_is_not_recorded_again(
+    opened: OpenPipeline, store: TrajectoryStore, tmp_path: Path
+) -> None:
     folder = tmp_path / "trajectories"
     shutil.copytree(store.folder, folder)
     before = trajectory_path(folder, 0).stat().st_mtime_ns
@@ -98,7 +96,7 @@ def test_another_seed_gives_other_noise(opened: OpenPipeline, store: TrajectoryS
     assert not torch.equal(other.latents(0), store.latents(0))
 
 
-def test_a_prompt_that_was_not_recorded_is_an_error(quantized: Callable[..., Quantized], store: TrajectoryStore) -> None:
+def test_a_prompt_that_was_not_recorded_is_an_error(store: TrajectoryStore) -> None:
     with pytest.raises(FileNotFoundError, match="prompt 7"):
         store.arguments(7, 0)
 

@@ -93,7 +93,7 @@ def test_frozen_codes_fit_the_grid_and_use_it(bits: int) -> None:
     codes = unpack(tensors["weight_packed"], bits, K)
     smallest, largest = integer_range(bits)
     assert smallest <= int(codes.min()) < 0 < int(codes.max()) <= largest
-    assert bool((codes.abs().amax(1) >= largest).all()), "each row reaches the end of the grid"
+    assert bool((codes.short().abs().amax(1) >= largest).all()), "each row reaches the end of the grid"
 
 
 def test_seed_decides_the_rotation() -> None:

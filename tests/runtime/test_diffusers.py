@@ -75,9 +75,7 @@ def test_saved_again_it_loads_to_the_same_bits(shard: str, model: nn.Module, tmp
     shards = list(tmp_path.glob("*.safetensors"))
     assert (len(shards) > 1) == (shard == "20KB")
     again = load(tmp_path)
-    for (name, one), (other_name, other) in zip(
-        model.state_dict().items(), again.state_dict().items(), strict=True
-    ):
+    for (name, one), (other_name, other) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other_name
         assert torch.equal(one, other)
     assert torch.equal(output(again.eval()), output(model))

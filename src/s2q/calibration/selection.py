@@ -16,6 +16,19 @@ class Sample(NamedTuple):
     step: int
 
 
+def check_pool(prompts: int, steps: int, sampler: SamplerSpec) -> None:
+    """Whether P prompts × T steps give enough candidates.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if prompts * steps < sampler.count:
+        raise ValueError(
+            f"{sampler.count} calibration samples asked for, but {prompts} prompts × {steps} steps give only "
+            f"{prompts * steps} candidates: use more prompts or steps, or fewer samples"
+        )
+
+
 def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
     """The samples of the pool that `sampler` asks for, in the order of the pool.
 
@@ -24,15 +37,13 @@ def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
         seed: for "random" and "uniform".
 
     Raises:
-        ValueError: fewer candidates than samples.
+        ValueError: fewer candidates than samples, or scores that are not finite.
     """
+    if not torch.isfinite(scores).all():
+        raise ValueError("the salience scores are not all finite: the float pipeline made latents that are not numbers")
     prompts, steps = scores.shape
+    check_pool(prompts, steps, sampler)
     total = prompts * steps
-    if total < sampler.count:
-        raise ValueError(
-            f"{sampler.count} calibration samples asked for, but {prompts} prompts × {steps} steps give only {total} "
-            "candidates: use more prompts or steps, or fewer samples"
-        )
     generator = torch.Generator().manual_seed(derived_seed(seed, "selection"))
     if sampler.kind == "salient":
         chosen = torch.argsort(scores.flatten(), descending=True, stable=True)[: sampler.count]

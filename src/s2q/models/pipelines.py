@@ -1,6 +1,7 @@
 """Open a diffusers pipeline: a folder, a hub id, or the word `demo`, with clear errors before anything is loaded."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,16 @@ def open_pipeline(
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)
+    _check_size(pipe, call)
     chosen = {name: value for name, value in call.items() if value is not None}
     return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen)
+
+
+def _check_size(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:
+    multiple = getattr(pipe, "vae_scale_factor_spatial", 8) * getattr(pipe.transformer.config, "patch_size", 1)
+    wrong = [f"{name} {call[name]}" for name in ("height", "width") if call.get(name) and call[name] % multiple]
+    if wrong:
+        raise PipelineError(f"{' and '.join(wrong)}: this pipeline makes only multiples of {multiple} pixels")
 
 
 def default_call(source: str, folder: Path) -> dict[str, Any]:

@@ -93,6 +93,8 @@ class S2QQuantizer(DiffusersQuantizer):
             # Tensors that a device map put on disk are on the meta device here; they are checked when they are not.
             if not any(tensor.is_meta for tensor in tensors.values()):
                 wrong += check_linear(name, tensors, linear.out_features, linear.in_features, scheme)
+        for group in self.quantization_config.spec.shared_inputs:
+            wrong += _differing_transforms(model, group)
         if wrong:
             raise CheckpointError("the checkpoint cannot be used: " + _some(wrong, "; "))
         return model
@@ -100,9 +102,6 @@ class S2QQuantizer(DiffusersQuantizer):
     def _dequantize(self, model: nn.Module) -> nn.Module:
         for name in self.quantization_config.spec.scheme_of():
             model.set_submodule(name, model.get_submodule(name).dequantize())
-        for attribute in ("hf_quantizer", "quantization_method"):
-            if hasattr(model, attribute):
-                delattr(model, attribute)
         return model
 
 
@@ -125,6 +124,18 @@ def swap_linears(model: nn.Module, spec: QuantizationSpec) -> None:
         shared = SharedInput(len(group))
         for name in group:
             model.get_submodule(name).shared_input = shared
+
+
+def _differing_transforms(model: nn.Module, group: tuple[str, ...]) -> list[str]:
+    """What keeps the linears of `group` from sharing one quantized input; an empty list if nothing does."""
+    first, *rest = (model.get_submodule(name) for name in group)
+    wrong = []
+    for name, linear in zip(group[1:], rest, strict=True):
+        same = linear.scheme == first.scheme and linear.in_features == first.in_features
+        pairs = zip(linear.input_transform(), first.input_transform(), strict=True)
+        if not same or not all(a is b or a.is_meta or b.is_meta or torch.equal(a, b) for a, b in pairs):
+            wrong.append(f"{name} and {group[0]} are said to be shared_inputs, but transform theirs differently")
+    return wrong
 
 
 def mark_quantized(model: nn.Module, spec: QuantizationSpec) -> None:

@@ -17,6 +17,7 @@ from s2q.runtime.reference import InputTransform, QuantizedInput, dequantize_out
 CHUNK_ROWS = 512
 # cuBLASLt takes int8 products only above this many rows, and widths that are multiples of 8.
 CUDA_MIN_ROWS = 17
+MIN_COLUMNS = 8
 
 
 def in_halves(bits: int, columns: int) -> bool:
@@ -26,6 +27,8 @@ def in_halves(bits: int, columns: int) -> bool:
 
 def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: int) -> str | None:
     """None if `torch._int_mm` computes this product exactly, else the reason why not."""
+    if columns < MIN_COLUMNS:
+        return f"oneDNN's int8 product is wrong for K = 1; below K = {MIN_COLUMNS} nothing is gained"
     if device.type == "cuda":
         return None if rows % 8 == 0 and columns % 8 == 0 else "CUDA's int8 product needs N and K divisible by 8"
     if device.type != "cpu":

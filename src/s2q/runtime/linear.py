@@ -23,13 +23,16 @@ class SharedInput:
     def __init__(self, members: int):
         self.members = members
         self._source: Tensor | None = None
+        self._version = 0
         self._value: QuantizedInput | None = None
         self._taken = 0
 
     def get(self, x: Tensor, make: Callable[[], QuantizedInput]) -> QuantizedInput:
         """The quantized form of `x`, made by `make` unless the linear before received the very same tensor."""
-        if self._source is not x or self._value is None:
-            self._source, self._value, self._taken = x, make(), 0
+        # Tensors of inference mode count no versions; nothing writes into a layer's input there.
+        version = 0 if x.is_inference() else x._version
+        if self._source is not x or self._version != version or self._value is None:
+            self._source, self._version, self._value, self._taken = x, version, make(), 0
         value = self._value
         self._taken += 1
         if self._taken >= self.members:
@@ -77,7 +80,8 @@ class QuantLinear(nn.Linear):
         """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
         return {name: getattr(self, name) for name in self.tensor_names}
 
-    def _transform(self) -> InputTransform:
+    def input_transform(self) -> InputTransform:
+        """What is done to the input before it is rounded."""
         names = ("input_scale", "input_left", "input_right", "input_clip")
         return InputTransform(*(getattr(self, name, None) for name in names))
 
@@ -88,7 +92,13 @@ class QuantLinear(nn.Linear):
         if direct or (torch.is_grad_enabled() and x.requires_grad):
             act_bits = WEIGHT_ONLY if scheme.act_bits is None else scheme.act_bits
             y = quantized_linear(
-                rows, self.weight_packed, self.weight_scale, self.bias, *self._transform(), scheme.weight_bits, act_bits
+                rows,
+                self.weight_packed,
+                self.weight_scale,
+                self.bias,
+                *self.input_transform(),
+                scheme.weight_bits,
+                act_bits,
             )
         else:
             y = multiply(
@@ -102,14 +112,14 @@ class QuantLinear(nn.Linear):
         def make() -> QuantizedInput:
             rows = x.reshape(-1, self.in_features)
             halves = in_halves(self.scheme.weight_bits, self.in_features)
-            return quantize_input(rows, self._transform(), self.scheme.act_bits, halves)
+            return quantize_input(rows, self.input_transform(), self.scheme.act_bits, halves)
 
         return make() if self.shared_input is None else self.shared_input.get(x, make)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """The float linear with the same weight, the transform undone; inputs are no longer quantized."""
         weight = unpack(self.weight_packed, self.scheme.weight_bits, self.in_features).float() * self.weight_scale
-        transform = self._transform()
+        transform = self.input_transform()
         if transform.left is not None:
             weight = kronecker_apply(weight, transform.left.mT, transform.right.mT)
         if transform.scale is not None:

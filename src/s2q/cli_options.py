@@ -1,0 +1,38 @@
+"""The options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Source = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="A diffusers folder, a hub id, or the word [b]demo[/b].")
+]
+BitsOption = Annotated[str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6.")]
+RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see docs/recipes.md.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")
+]
+PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Same command, same seed, same bits.", min=0)]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps.", min=1)]
+GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
+HeightOption = Annotated[int | None, typer.Option("--height", min=8)]
+WidthOption = Annotated[int | None, typer.Option("--width", min=8)]
+FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1)]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
+DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by device.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
+TransformerOption = Annotated[Path, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
+ClipsOption = Annotated[int, typer.Option("--clips", help="Clips to compare, on prompts not calibrated on.", min=1)]
+
+
+def call_of(steps, guidance_scale, height, width, num_frames) -> dict[str, Any]:
+    """Arguments of the pipeline's calls, by diffusers' names; None is left to the pipeline."""
+    return {
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "height": height,
+        "width": width,
+        "num_frames": num_frames,
+    }

@@ -1,0 +1,97 @@
+"""What several commands do: open, prepare, compare."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from s2q.messages import console, table
+
+
+def open_for(source: str, transformer: Path | None = None, **options: Any):
+    """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
+    import diffusers
+    import torch
+    import transformers
+
+    from s2q.models.pipelines import open_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}: write cpu, cuda, cuda:1 …") from None
+    if kind.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here: use --device cpu")
+    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, dtype_name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
+    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+
+
+def chosen_recipe(name: str, bits: str, overrides: list[str] | None):
+    """The recipe that the options name, with its fields changed."""
+    from s2q.recipes import get_recipe, override
+
+    return override(get_recipe(name, bits), overrides or [])
+
+
+def write_summary(path: Path | None, data: dict[str, Any]) -> None:
+    """Write what was printed as JSON, if asked to."""
+    from s2q.storage import write_json
+
+    if path is not None:
+        write_json(path, data)
+
+
+def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int):
+    """Recipe and prompts, checked before anything is loaded."""
+    from s2q.prompts import calibration_prompts, read_prompts
+
+    chosen = chosen_recipe(recipe_name, bits, set_)
+    given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
+    if chosen.needs_samples and len(given) < chosen.sampler.prompts:
+        raise ValueError(
+            f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
+            f"add prompts, or pass --set sampler.prompts={len(given)}"
+        )
+    return chosen, given
+
+
+def evaluate_and_print(opened, folder: Path, out: Path, prompts: list[str], seed: int, seconds) -> dict[str, Any]:
+    """Compare, write the report into `out`, print the figures."""
+    from s2q.assessment import evaluate as run_evaluate
+    from s2q.checkpoint import PROVENANCE_NAME
+    from s2q.models.pipelines import load_transformer
+    from s2q.progress import terminal_progress
+    from s2q.storage import fingerprint, read_json
+    from s2q.workspace import Workspace
+
+    quantized = load_transformer(folder, opened.pipe.transformer.dtype).to(opened.pipe.transformer.device)
+    provenance = read_json(folder / PROVENANCE_NAME)
+    settings = {"quantized": fingerprint(provenance), "call": opened.call}
+    Workspace.open(out / "clips", settings)
+    report = run_evaluate(
+        opened,
+        quantized,
+        folder,
+        out,
+        prompts=prompts,
+        seed=seed,
+        command="s2q " + shlex.join(sys.argv[1:]),
+        seconds=seconds,
+        progress=terminal_progress(),
+    ).report
+    fidelity, rows = report["fidelity"], {}
+    rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"
+    rows["SSIM"] = f"{fidelity['ssim']:.4f}"
+    rows["relative error of the latents"] = f"{fidelity['latent_relative_mse']:.5f}"
+    rows["motion ratio"] = f"{fidelity['motion_ratio']:.3f}"
+    for name, score in (report["readback"] or {}).get("float", {}).items():
+        rows[f"read back: {name}"] = f"{100 * score:.1f} % → {100 * report['readback']['quantized'][name]:.1f} %"
+    table(f"{report['recipe']} {report['bits']}", rows)
+    console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    return report
