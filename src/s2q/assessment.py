@@ -12,11 +12,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from s2q.calibration.salience import to_device
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
 from s2q.evaluation.video import visible_scale, write_mp4
+from s2q.models.blocks import to_device
 from s2q.models.pipelines import DEMO, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from s2q.calibration.salience import combine, salience_of_prompt, to_device
+from s2q.calibration.salience import combine, salience_of_prompt
 from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
-from s2q.models.blocks import joined_tokens, record_calls, replay
+from s2q.models.blocks import joined_tokens, record_calls, replay, to_device
 from s2q.models.pipelines import OpenPipeline
 from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress

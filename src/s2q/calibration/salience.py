@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from s2q.calibration.trajectory import TrajectoryStore
-from s2q.models.blocks import first_call
+from s2q.models.blocks import first_call, to_device
 from s2q.models.family import Family
 from s2q.numerics.spectral import gram_spectral_norm
 
@@ -72,14 +72,3 @@ def salience_of_prompt(
         arguments = to_device(store.arguments(prompt, step, "cond"), device, dtype)
         norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]).cpu())
     return diffusion_salience(latents), torch.stack(norms)
-
-
-def to_device(value, device: torch.device | str, dtype: torch.dtype):
-    """Move the tensors in nested dictionaries and tuples, casting those of floating point."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, dict):
-        return {name: to_device(item, device, dtype) for name, item in value.items()}
-    if isinstance(value, tuple):
-        return tuple(to_device(item, device, dtype) for item in value)
-    return value

@@ -101,3 +101,14 @@ def replay(block: nn.Module, family: Family, states: States, sides: Mapping[str,
 def joined_tokens(family: Family, states: States) -> Tensor:
     """The states as one sequence in the order of self-attention: [B, S, channels]."""
     return torch.cat([states[name] for name in family.tokens if name in states], dim=1)
+
+
+def to_device(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """Move the tensors in nested dictionaries and tuples, casting those of floating point."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, dict):
+        return {name: to_device(item, device, dtype) for name, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(to_device(item, device, dtype) for item in value)
+    return value

@@ -138,15 +138,6 @@ def _differing_transforms(model: nn.Module, group: tuple[str, ...]) -> list[str]
     return wrong
 
 
-def mark_quantized(model: nn.Module, spec: QuantizationSpec) -> None:
-    """Tell a model whose linears were swapped in memory that it is quantized, so that `save_pretrained` works."""
-    config = S2QConfig(**spec.model_dump(mode="json"))
-    model.hf_quantizer = S2QQuantizer(config, pre_quantized=True)
-    model.is_quantized = True
-    model.quantization_method = Method.S2Q
-    model.register_to_config(quantization_config=config)
-
-
 def register() -> None:
     """Enter "s2q" into diffusers' mappings; doing so twice changes nothing."""
     auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = S2QQuantizer
