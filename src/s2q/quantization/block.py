@@ -108,26 +108,39 @@ def _wants_gptq(recipe: Recipe) -> bool:
 
 
 @torch.no_grad()
-def _input_maxima(
-    block: nn.Module, family: Family, groups: list[tuple[str, ...]], samples: list[BlockSample]
-) -> dict[tuple[str, ...], Tensor]:
-    """Largest magnitude of each channel of each shared input over the samples, [K]."""
-    maxima: dict[tuple[str, ...], Tensor] = {}
-
-    def hook(group: tuple[str, ...]) -> Callable:
-        def receive(module: nn.Module, args: tuple) -> None:
-            largest = args[0].detach().abs().flatten(0, -2).amax(0).float()
-            maxima[group] = torch.maximum(maxima[group], largest) if group in maxima else largest
-
-        return receive
-
-    handles = [block.get_submodule(group[0]).register_forward_pre_hook(hook(group)) for group in groups]
+def _watch_inputs(
+    block: nn.Module,
+    family: Family,
+    groups: list[tuple[str, ...]],
+    samples: list[BlockSample],
+    receive: Callable[[tuple[str, ...], nn.Module, Tensor], None],
+) -> None:
+    """Run all samples through `block` and hand over (group, its first linear, the input) of every shared input."""
+    handles = [
+        block.get_submodule(group[0]).register_forward_pre_hook(
+            lambda module, args, group=group: receive(group, module, args[0])
+        )
+        for group in groups
+    ]
     try:
         for sample in samples:
             replay(block, family, sample.states, sample.sides)
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _input_maxima(
+    block: nn.Module, family: Family, groups: list[tuple[str, ...]], samples: list[BlockSample]
+) -> dict[tuple[str, ...], Tensor]:
+    """Largest magnitude of each channel of each shared input over the samples, [K]."""
+    maxima: dict[tuple[str, ...], Tensor] = {}
+
+    def receive(group: tuple[str, ...], linear: nn.Module, x: Tensor) -> None:
+        largest = x.abs().flatten(0, -2).amax(0).float()
+        maxima[group] = torch.maximum(maxima[group], largest) if group in maxima else largest
+
+    _watch_inputs(block, family, groups, samples, receive)
     return maxima
 
 
@@ -202,29 +215,19 @@ def _learn(
             on_step()
 
 
-@torch.no_grad()
 def _hessians(
     simulated: nn.Module, family: Family, groups: list[tuple[str, ...]], samples: list[BlockSample]
 ) -> dict[tuple[str, ...], Tensor]:
     """GPTQ's Hessian of each shared input, after transform and quantization, over all samples: [K, K]."""
     hessians: dict[tuple[str, ...], Tensor] = {}
 
-    def hook(group: tuple[str, ...]) -> Callable:
-        def receive(module: SimulatedLinear, args: tuple) -> None:
-            x = module.inputs(args[0]).flatten(0, -2)
-            if group not in hessians:
-                hessians[group] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
-            accumulate_hessian(hessians[group], x)
+    def receive(group: tuple[str, ...], linear: SimulatedLinear, x: Tensor) -> None:
+        x = linear.inputs(x).flatten(0, -2)
+        if group not in hessians:
+            hessians[group] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
+        accumulate_hessian(hessians[group], x)
 
-        return receive
-
-    handles = [simulated.get_submodule(group[0]).register_forward_pre_hook(hook(group)) for group in groups]
-    try:
-        for sample in samples:
-            replay(simulated, family, sample.states, sample.sides)
-            for transform in _transforms(simulated):
-                transform.forget()
-    finally:
-        for handle in handles:
-            handle.remove()
+    _watch_inputs(simulated, family, groups, samples, receive)
+    for transform in _transforms(simulated):
+        transform.forget()
     return hessians
