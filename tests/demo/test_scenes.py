@@ -72,7 +72,9 @@ def test_render_is_a_function_of_scene_and_seed(scene: Scene, seed: int) -> None
 
 @given(any_scene, any_seed)
 def test_object_stays_inside_the_frame(scene: Scene, seed: int) -> None:
-    clip = scenes.render(scene, torch.Generator().manual_seed(seed))
+    clip = scenes.render(scene, torch.Generator().manual_seed(seed)).float()
     border = torch.cat([clip[:, 0], clip[:, -1], clip[:, :, 0], clip[:, :, -1]], dim=1).flatten(0, 1)
-    assert len(border.unique(dim=0)) == 1
+    background = border.median(dim=0).values
+    # Antialiasing reaches past a triangle's sharp corner, so the border may be tinted, but never half covered.
+    assert (border - background).norm(dim=-1).max() < 0.5 * (clip - background).norm(dim=-1).max()
     assert all(len(frame.flatten(0, 1).unique(dim=0)) > 1 for frame in clip)
