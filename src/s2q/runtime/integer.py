@@ -80,6 +80,8 @@ def multiply(
     if why_not_int_mm(weight.device, weight_bits, weight.shape[0], columns):
         total = integer_product(inputs.codes, weight)
         return dequantize_output(total, inputs.scale, weight_scale, bias).to(dtype)
+    if rows <= CHUNK_ROWS:
+        return dequantize_output(_int_mm(inputs.codes, weight), inputs.scale, weight_scale, bias).to(dtype)
     out = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
     for start in range(0, rows, CHUNK_ROWS):
         stop = min(start + CHUNK_ROWS, rows)
