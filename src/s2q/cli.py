@@ -1,6 +1,5 @@
 """The command line: plan, quantize, generate, evaluate, run."""
 
-import os
 import signal
 import sys
 import warnings
@@ -41,7 +40,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit status 2, an interruption status 130."""
-    _quiet_libraries()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' notes to developers
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
     try:
@@ -54,14 +53,6 @@ def main() -> None:
 def _interrupted(number: int, frame: Any) -> None:
     errors.print("\n[yellow]s2q: interrupted.[/] The same command goes on from the last finished item.")
     raise SystemExit(128 + number)
-
-
-def _quiet_libraries() -> None:
-    """Progress is ours to show; the libraries' own bars and deprecation notes would run through it."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 @app.command()
