@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from s2q.cli_options import (
     BitsOption,
@@ -46,7 +47,7 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except user_errors() as error:
-        errors.print(f"[bold red]s2q:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print(f"[bold red]s2q:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -92,9 +93,9 @@ def plan(
     table(f"Plan for {pipeline}", rows)
     if layers:
         for name, (n, k) in made.targets.items():
-            console.print(f"  quantize {name} [{n}, {k}]", highlight=False)
+            console.print(f"  quantize {name} [{n}, {k}]", markup=False, highlight=False)
         for name, reason in made.kept.items():
-            console.print(f"  keep     {name}: {reason}", highlight=False)
+            console.print(f"  keep     {name}: {reason}", markup=False, highlight=False)
     write_summary(json_file, made.to_dict())
 
 
@@ -129,7 +130,7 @@ def quantize(
     summary = {"recipe": chosen.name, "bits": chosen.bits, "seed": seed, "output": str(out)}
     summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds}
     print_storage(summary["storage"])
-    console.print(f"written to {out}", highlight=False, soft_wrap=True)
+    console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
     write_summary(json_file, summary)
 
 
@@ -171,7 +172,9 @@ def generate(
     seconds = time.perf_counter() - started
     out.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(out, clip, FPS, visible_scale(clip))
-    console.print(f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", highlight=False)
+    console.print(
+        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
+    )
     write_summary(
         json_file, {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
     )

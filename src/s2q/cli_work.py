@@ -93,5 +93,5 @@ def evaluate_and_print(opened, folder: Path, out: Path, prompts: list[str], seed
     for name, score in (report["readback"] or {}).get("float", {}).items():
         rows[f"read back: {name}"] = f"{100 * score:.1f} % → {100 * report['readback']['quantized'][name]:.1f} %"
     table(f"{report['recipe']} {report['bits']}", rows)
-    console.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"report: {out / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
     return report
