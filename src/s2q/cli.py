@@ -28,7 +28,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
-from s2q.cli_work import chosen_recipe, evaluate_and_print, open_for, prepare, write_summary
+from s2q.cli_work import chosen_recipe, comparison_prompts, evaluate_and_print, open_for, prepare, write_summary
 from s2q.messages import console, duration, errors, print_storage, size, table, user_errors
 
 app = typer.Typer(
@@ -198,9 +198,7 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    from s2q.prompts import evaluation_prompts, read_prompts
-
-    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    given = comparison_prompts(pipeline, clips, prompts)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     out = out or transformer.with_name(transformer.name + ".evaluation")
     write_summary(json_file, evaluate_and_print(opened, transformer, out, given, seed, {}))
@@ -225,9 +223,11 @@ def run(
     dtype: DtypeOption = None,
     json_file: JsonOption = None,
 ) -> None:
-    """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json."""
+    """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
+
+    --prompts are calibrated on; the comparison uses other prompts, bundled with s2q.
+    """
     from s2q.progress import terminal_progress
-    from s2q.prompts import evaluation_prompts
     from s2q.run import quantize as run_quantize
 
     chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
@@ -236,6 +236,6 @@ def run(
         opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
     )
     print_storage(done.storage.to_dict())
-    compared = evaluation_prompts(pipeline, clips)
+    compared = comparison_prompts(pipeline, clips, None)
     report = evaluate_and_print(opened, out / "transformer", out, compared, seed, done.seconds)
     write_summary(json_file, report)

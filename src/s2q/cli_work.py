@@ -61,6 +61,17 @@ def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | No
     return chosen, given
 
 
+def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
+    """Prompts to compare on; says so if there are fewer than clips asked for."""
+    from s2q.prompts import evaluation_prompts, read_prompts
+
+    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    if len(given) < clips:
+        source = prompts or "the bundled list"
+        console.print(f"{clips} clips asked for, {source} has {len(given)} prompts: comparing those", markup=False)
+    return given
+
+
 def evaluate_and_print(opened, folder: Path, out: Path, prompts: list[str], seed: int, seconds) -> dict[str, Any]:
     """Compare, write the report into `out`, print the figures."""
     from s2q.assessment import evaluate as run_evaluate

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
-from s2q.models.pipelines import OpenPipeline
+from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.block import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.storage import read_json, write_json
@@ -99,7 +99,7 @@ def write_transformer(
 
 
 def _source_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 yield name, file.get_tensor(name)

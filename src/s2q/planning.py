@@ -15,6 +15,7 @@ from torch import nn
 
 from s2q.checkpoint import tensor_layout
 from s2q.models.family import Family, resolve
+from s2q.models.pipelines import weight_files
 from s2q.quantization.block import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
@@ -68,6 +69,7 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
     model_class = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
         model = model_class.from_config(config)
+    config["vae_spatial"] = _vae_spatial(folder / "vae" / "config.json")
     family = resolve(model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -95,7 +97,7 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
 
 def _stored_bytes(folder: Path) -> int:
     """Bytes of a weight as stored, by the first floating tensor found; bf16 if the files are not here."""
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 return DTYPE_BYTES.get(file.get_slice(name).get_dtype(), 2)
@@ -130,9 +132,16 @@ def _kept(model: nn.Module, targets: Mapping[str, Any]) -> dict[str, str]:
     return reasons
 
 
+def _vae_spatial(path: Path) -> int:
+    """Pixels a latent position, 8 where there is no VAE to ask."""
+    if not path.is_file():
+        return 8
+    return 2 ** (len(json.loads(path.read_text()).get("block_out_channels", [0] * 4)) - 1)
+
+
 def _latent_shape(config: Mapping[str, Any], call: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, height and width of the latent."""
-    ratio, spatial = config.get("temporal_compression_ratio", 4), 8
+    ratio, spatial = config.get("temporal_compression_ratio", 4), config["vae_spatial"]
     frames = int(call.get("num_frames") or config.get("sample_frames", 49))
     height = int(call["height"]) // spatial if call.get("height") else config.get("sample_height", 60)
     width = int(call["width"]) // spatial if call.get("width") else config.get("sample_width", 90)

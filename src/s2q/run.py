@@ -16,7 +16,7 @@ from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models.blocks import joined_tokens, record_calls, replay, to_device
-from s2q.models.pipelines import OpenPipeline
+from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.block import calibrate_block, packed_block
@@ -55,10 +55,9 @@ class Quantized:
 
 def settings(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed: int) -> dict[str, Any]:
     """Everything the result depends on."""
-    weights = sorted((opened.folder / "transformer").glob("*.safetensors"))
     return {
         "pipeline": opened.source,
-        "weights": {path.name: file_digest(path) for path in weights},
+        "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / "transformer")},
         "recipe": recipe.model_dump(mode="json"),
         "prompts": list(prompts) if recipe.needs_samples else [],
         "call": opened.call,

@@ -130,7 +130,7 @@ def block_errors(blocks: Sequence[Mapping]) -> str:
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("mean squared error of the block's output")
+        axes.set_xlabel("relative squared error of the block's output")
         _rows(axes, [str(block["name"]) for block in blocks])
         figure.legend(loc="outside upper left", ncols=2, handletextpad=0.2)
         return inline_svg(

@@ -97,10 +97,23 @@ def _missing_files(component: Path) -> list[str]:
         missing += [
             f"{component.name}/{shard} is missing" for shard in sorted(shards) if not (component / shard).exists()
         ]
-    is_model = (component / "config.json").is_file()
-    if is_model and not any(component.glob("*.safetensors")) and not any(component.glob("*.bin")):
+    has_weights = any(component.glob("*.safetensors")) or any(component.glob("*.bin"))
+    if (component / "config.json").is_file() and not has_weights:
         missing.append(f"{component.name} has no weights")
+    if component.name == "transformer" and has_weights and not missing and not weight_files(component):
+        missing.append(
+            "transformer has no diffusion_pytorch_model.safetensors (other formats and variants are not read)"
+        )
     return missing
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a diffusers model, in order of name: the shards of its index, or the one file."""
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    if index.is_file():
+        return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+    single = folder / "diffusion_pytorch_model.safetensors"
+    return [single] if single.is_file() else []
 
 
 def open_pipeline(
