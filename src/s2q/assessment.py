@@ -20,9 +20,10 @@ from s2q.models.blocks import to_device
 from s2q.models.pipelines import DEMO, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
-from s2q.storage import read_json, write_json
+from s2q.storage import fingerprint, read_json, write_json
 from s2q.twins import Twin, generate, make_twins
 from s2q.version import VERSION
+from s2q.workspace import Workspace
 
 FPS = 8
 REPORT_JSON, REPORT_HTML, METRICS_JSON = "report.json", "report.html", "metrics.json"
@@ -59,12 +60,20 @@ def evaluate(
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
     """
+    provenance = read_json(folder / PROVENANCE_NAME) or {}
+    made_with = {
+        "pipeline": str(opened.folder.resolve()),
+        "quantized": fingerprint(provenance),
+        "call": opened.call,
+        "dtype": str(quantized.dtype),
+        "device": quantized.device.type,
+    }
+    Workspace.open(out / "clips", made_with)
     quantized.eval()
     for unfinished in out.glob(".*.part"):  # of a process that was killed while writing
         unfinished.unlink(missing_ok=True)
     twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress or NoProgress())
     pairs = [Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents) for t in twins]
-    provenance = read_json(folder / PROVENANCE_NAME) or {}
     recipe = provenance.get("recipe", {})
     spent = sum(sum(twin.seconds) for twin in twins)
     report = {

@@ -201,7 +201,7 @@ def evaluate(
     given = comparison_prompts(pipeline, clips, prompts)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, seed, {}))
+    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}))
 
 
 @app.command()
@@ -237,5 +237,5 @@ def run(
     )
     print_storage(done.storage.to_dict())
     compared = comparison_prompts(pipeline, clips, None)
-    report = evaluate_and_print(opened, out / "transformer", out, compared, seed, done.seconds)
+    report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
     write_summary(json_file, report)

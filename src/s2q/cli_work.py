@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from s2q.messages import console, table
+from s2q.messages import console, errors, table
 
 
 def open_for(source: str, transformer: Path | None = None, **options: Any):
@@ -62,29 +62,23 @@ def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | No
 
 
 def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
-    """Prompts to compare on; says so if there are fewer than clips asked for."""
+    """At most `clips` prompts to compare on: from the file, or bundled ones that nothing was calibrated on."""
     from s2q.prompts import evaluation_prompts, read_prompts
 
-    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
-    if len(given) < clips:
-        source = prompts or "the bundled list"
-        console.print(f"{clips} clips asked for, {source} has {len(given)} prompts: comparing those", markup=False)
-    return given
+    return read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
 
 
-def evaluate_and_print(opened, folder: Path, out: Path, prompts: list[str], seed: int, seconds) -> dict[str, Any]:
+def evaluate_and_print(
+    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds
+) -> dict[str, Any]:
     """Compare, write the report into `out`, print the figures."""
     from s2q.assessment import evaluate as run_evaluate
-    from s2q.checkpoint import PROVENANCE_NAME
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
-    from s2q.storage import fingerprint, read_json
-    from s2q.workspace import Workspace
 
     quantized = load_transformer(folder, opened.pipe.transformer.dtype).to(opened.pipe.transformer.device)
-    provenance = read_json(folder / PROVENANCE_NAME)
-    settings = {"quantized": fingerprint(provenance), "call": opened.call}
-    Workspace.open(out / "clips", settings)
+    if len(prompts) < asked:
+        errors.print(f"{asked} clips asked for, but there are {len(prompts)} prompts: comparing those", highlight=False)
     report = run_evaluate(
         opened,
         quantized,

@@ -159,7 +159,7 @@ def _steps(work: Path, minutes: float, sizes: Sizes, device: str) -> Steps:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=90, help="how long a new run shall take in all (default: 90)")
+    parser.add_argument("--minutes", type=float, default=90, help="optimizer time of a new run (default: 90)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "pipeline", help="the pipeline's folder")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-training"), help="checkpoints; resumed from")
