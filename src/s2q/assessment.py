@@ -20,7 +20,7 @@ from s2q.models.blocks import to_device
 from s2q.models.pipelines import DEMO, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
-from s2q.storage import fingerprint, read_json, write_json
+from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
 from s2q.twins import Twin, generate, make_twins
 from s2q.version import VERSION
 from s2q.workspace import Workspace
@@ -70,8 +70,7 @@ def evaluate(
     }
     Workspace.open(out / "clips", made_with)
     quantized.eval()
-    for unfinished in out.glob(".*.part"):  # of a process that was killed while writing
-        unfinished.unlink(missing_ok=True)
+    remove_unfinished(out)
     twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress or NoProgress())
     pairs = [Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents) for t in twins]
     recipe = provenance.get("recipe", {})
@@ -92,12 +91,11 @@ def evaluate(
             "float": float(np.median([twin.seconds[0] for twin in twins])),
             "quantized": float(np.median([twin.seconds[1] for twin in twins])),
         },
-        "blocks": provenance.get("blocks") or [],
+        "blocks": [block for block in provenance.get("blocks", []) if block["after"] is not None],
         "salience": _salience(provenance),
         "clips": [{"prompt": t.prompt, "seed": t.seed, **measure(pair)} for t, pair in zip(twins, pairs, strict=True)],
         "notes": _notes(recipe),
     }
-    report["blocks"] = [block for block in report["blocks"] if block["after"] is not None]
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
             write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, FPS, visible_scale(clip))

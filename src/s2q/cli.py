@@ -29,7 +29,7 @@ from s2q.cli_options import (
     call_of,
 )
 from s2q.cli_work import chosen_recipe, comparison_prompts, evaluate_and_print, open_for, prepare, write_summary
-from s2q.messages import console, duration, errors, print_storage, size, table, user_errors
+from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
 
 app = typer.Typer(
     help="Run video diffusion transformers in few bits without losing the video.",
@@ -46,7 +46,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupted)
     try:
         app(standalone_mode=True)
-    except user_errors() as error:
+    except USER_ERRORS as error:
         errors.print(f"[bold red]s2q:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
 
@@ -166,8 +166,7 @@ def generate(
         pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
     )
     started = time.perf_counter()
-    total = opened.call.get("num_inference_steps") or 50
-    with terminal_progress().stage("denoising", total) as stage:
+    with terminal_progress().stage("denoising", opened.steps) as stage:
         clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
     seconds = time.perf_counter() - started
     out.parent.mkdir(parents=True, exist_ok=True)

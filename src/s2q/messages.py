@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
@@ -10,10 +9,8 @@ from safetensors import SafetensorError
 console = Console()
 errors = Console(stderr=True)
 
-
-def user_errors() -> tuple[type[Exception], ...]:
-    """ValueError covers s2q's own errors (pipeline, checkpoint, workspace, output); the rest comes from files."""
-    return (ValueError, ValidationError, SafetensorError, FileNotFoundError, PermissionError, OSError)
+USER_ERRORS = (ValueError, OSError, SafetensorError)
+"""ValueError covers s2q's own errors (pipeline, checkpoint, workspace, output); the rest comes from files."""
 
 
 def size(count: float) -> str:

@@ -73,8 +73,14 @@ def write_transformer(
     config = json.loads((source / "config.json").read_text())
     quantized, spec = _collect(opened, recipe, workspace)
     weights = {f"{name}.weight" for name in spec.scheme_of()}
-    state = {name: tensor for name, tensor in _source_tensors(source) if name not in weights} | quantized
-    storage = _storage(source, weights, quantized, state)
+    kept, replaced_bytes, elements = {}, 0, 0
+    for name, tensor in _source_tensors(source):
+        if name in weights:
+            replaced_bytes += tensor.nbytes
+            elements += tensor.numel()
+        else:
+            kept[name] = tensor
+    storage = _storage(replaced_bytes, elements, kept, quantized)
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
     versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
@@ -84,7 +90,7 @@ def write_transformer(
     unfinished.mkdir()
     try:
         save_torch_state_dict(
-            state,
+            kept | quantized,
             unfinished,
             filename_pattern=WEIGHTS_PATTERN,
             max_shard_size=MAX_SHARD_SIZE,
@@ -136,23 +142,17 @@ def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tupl
     return tensors, spec
 
 
-def _storage(source: Path, weights: set[str], quantized: dict[str, Tensor], state: dict[str, Tensor]) -> Storage:
-    before, elements, other = 0, 0, 0
-    for name, tensor in _source_tensors(source):
-        if name in weights:
-            before += tensor.nbytes
-            elements += tensor.numel()
-        else:
-            other += tensor.nbytes
+def _storage(replaced_bytes: int, elements: int, kept: dict[str, Tensor], quantized: dict[str, Tensor]) -> Storage:
+    """Count, given the bytes and the number of the float weights that were replaced."""
 
     def after(*endings: str) -> int:
         return sum(tensor.nbytes for name, tensor in quantized.items() if name.endswith(endings))
 
-    packed = after(".weight_packed")
+    packed, other = after(".weight_packed"), sum(tensor.nbytes for tensor in kept.values())
     parts = {
-        "block weights": (before, packed),
+        "block weights": (replaced_bytes, packed),
         "scales": (0, after(".weight_scale", ".weight_shape")),
         "transforms": (0, after(".input_scale", ".input_left", ".input_right", ".input_clip")),
         "other": (other, other),
     }
-    return Storage(before + other, sum(t.nbytes for t in state.values()), 8 * packed / elements, parts)
+    return Storage(replaced_bytes + other, after("") + other, 8 * packed / elements, parts)

@@ -83,7 +83,7 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
         recipe=recipe.name,
         bits=recipe.bits,
         targets=targets,
-        kept=_kept(model, targets),
+        kept=_kept(model, family, targets),
         parameters=parameters,
         float_bytes=parameters * element,
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
@@ -121,13 +121,16 @@ def _targets(model: nn.Module, family: Family, recipe: Recipe) -> tuple[dict[str
     return targets, packed, extra
 
 
-def _kept(model: nn.Module, targets: Mapping[str, Any]) -> dict[str, str]:
+def _kept(model: nn.Module, family: Family, targets: Mapping[str, Any]) -> dict[str, str]:
+    inside = tuple(f"{name}." for name, _ in family.blocks(model))
     reasons = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name not in targets:
-            inside = "blocks." in name
+            kept_by_recipe = name.startswith(inside)
             reasons[name] = (
-                "the recipe's keep_float" if inside else "outside the blocks: small, and all of the video passes"
+                "the recipe's keep_float"
+                if kept_by_recipe
+                else "outside the blocks: small, and all of the video passes"
             )
     return reasons
 
@@ -218,7 +221,7 @@ def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, t
     width = max(width, max(m.in_features for m in block.modules() if isinstance(m, nn.Linear)) // 4)
     states = 2 * recipe.sampler.count * GUIDANCE_BRANCHES * tokens * width * size if recipe.needs_samples else 0
     training = 30 * GUIDANCE_BRANCHES * tokens * width * 4 if recipe.objective.kind != "none" else 0
-    hessians = 4 * 8 * (4 * width) ** 2 if "gptq" in (recipe.linear.rounding, recipe.modulation.rounding) else 0
+    hessians = 4 * 8 * (4 * width) ** 2 if recipe.uses_gptq else 0
     return parameters * size + states + training + hessians + 6 * block_parameters * 4
 
 

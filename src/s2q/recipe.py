@@ -121,12 +121,16 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _has_what_it_learns_from(self) -> "Recipe":
-        rounds_by_data = "gptq" in (self.linear.rounding, self.modulation.rounding)
-        if not self.needs_samples and (self.objective.kind != "none" or rounds_by_data):
+        if not self.needs_samples and (self.objective.kind != "none" or self.uses_gptq):
             raise ValueError(
                 "sampler.kind is none, but GPTQ and learning need samples: choose salient, random or uniform"
             )
         return self
+
+    @property
+    def uses_gptq(self) -> bool:
+        """Whether Hessians of the inputs are needed."""
+        return "gptq" in (self.linear.rounding, self.modulation.rounding)
 
     @property
     def needs_samples(self) -> bool:

@@ -1,6 +1,5 @@
 """The corridor: the stages of quantizing in order, each item of each stage resumable."""
 
-import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,7 +97,7 @@ def quantize(
         )
     prompts = list(prompts[: sampler.prompts])
     if recipe.needs_samples:
-        check_pool(len(prompts), _steps(opened), sampler)
+        check_pool(len(prompts), opened.steps, sampler)
     chosen = settings(opened, recipe, prompts, seed)
     work = work or out.with_name(out.name + ".work")
     if check_output(out, fingerprint(chosen)):
@@ -120,12 +119,6 @@ def quantize(
     seconds = {stage: found.seconds.get(stage, 0.0) for stage in STAGES} | {"packing": time.perf_counter() - started}
     write_json(workspace.folder / SECONDS_NAME, seconds)
     return Quantized(out, workspace, seconds, storage)
-
-
-def _steps(opened: OpenPipeline) -> int:
-    """Denoising steps of a call, T."""
-    default = inspect.signature(opened.pipe.__call__).parameters["num_inference_steps"].default
-    return opened.call.get("num_inference_steps", default)
 
 
 def provenance(chosen: dict[str, Any], found: Calibration, prompts: Sequence[str]) -> dict[str, Any]:

@@ -27,6 +27,13 @@ def replacing(path: Path):
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `replacing` left under `folder` in a process that was killed while writing."""
+    for path in folder.rglob(".*.part"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, data: Any) -> None:
     """Write `data` as JSON, atomically."""
     with replacing(path) as temporary:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2q.quantization.block import CalibratedBlock
-from s2q.storage import fingerprint, read_json, read_metadata, write_json, write_tensors
+from s2q.storage import fingerprint, read_json, read_metadata, remove_unfinished, write_json, write_tensors
 
 SETTINGS_NAME = "settings.json"
 
@@ -47,8 +47,7 @@ class Workspace:
                 f"{folder} belongs to a run with other settings ({', '.join(differing)} differ): "
                 "choose another output folder, or remove that one"
             )
-        for unfinished in folder.rglob(".*.part"):  # of a process that was killed while writing
-            unfinished.unlink(missing_ok=True)
+        remove_unfinished(folder)
         if present is None:
             write_json(path, settings)
         return cls(folder)

@@ -1,5 +1,6 @@
 """Open a diffusers pipeline: a folder, a hub id, or the word `demo`, with clear errors before anything is loaded."""
 
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,6 +33,12 @@ class OpenPipeline:
     family: Family
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of every call: size, steps, guidance."""
+
+    @property
+    def steps(self) -> int:
+        """Denoising steps of a call, T."""
+        default = inspect.signature(self.pipe.__call__).parameters["num_inference_steps"].default
+        return self.call.get("num_inference_steps", default)
 
 
 def locate(source: str) -> Path:

@@ -69,7 +69,7 @@ def calibrate_block(
     simulated = _simulate(block, family, recipe, groups, samples, seed)
     if recipe.objective.kind != "none":
         _learn(simulated, family, recipe, samples, seed, on_step)
-    hessians = _hessians(simulated, family, groups, samples) if _wants_gptq(recipe) else {}
+    hessians = _hessians(simulated, family, groups, samples) if recipe.uses_gptq else {}
     tensors = {}
     for group in groups:
         scheme = scheme_for(recipe, family, group[0])
@@ -101,10 +101,6 @@ def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict
 def scheme_for(recipe: Recipe, family: Family, name: str) -> LinearScheme:
     """How the linear `name` (inside a block) is quantized."""
     return recipe.modulation if family.is_modulation(name) else recipe.linear
-
-
-def _wants_gptq(recipe: Recipe) -> bool:
-    return "gptq" in (recipe.linear.rounding, recipe.modulation.rounding)
 
 
 @torch.no_grad()
