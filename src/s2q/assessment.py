@@ -1,5 +1,6 @@
 """Compare a quantized transformer with its full-precision twin and write down what was lost."""
 
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from s2q.calibration.trajectory import as_one_call, calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import to_device
+from s2q.models.geometry import token_grid
 from s2q.models.pipelines import DEMO, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
-from s2q.twins import Twin, generate, make_twins
+from s2q.twins import Twin, make_twins
 from s2q.version import VERSION
 from s2q.workspace import Workspace
 
@@ -157,19 +160,18 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     objective = recipe.get("objective", {})
     if not objective.get("token_weights"):
         return None
-    arguments = _halfway_call(opened, twin)
-    transformer = opened.pipe.transformer
-    received = received_by_block(
-        transformer, opened.family, to_device(arguments, transformer.device, transformer.dtype)
-    )
+    transformer, family = opened.pipe.transformer, opened.family
+    steps, _ = calls_by_step(opened, twin.prompt, twin.seed)
+    arguments = as_one_call(steps[len(steps) // 2], family)
+    received = received_by_block(transformer, family, to_device(arguments, transformer.device))
     concentration = [float(_top_share(sums[-1])) for sums in received]
     block = int(np.argmax(concentration))
     weights = token_weights(received[block], objective["lambda_min"], objective["lambda_max"])[-1]
-    latents = arguments[opened.family.latents]
-    frames, patch = latents.shape[1], transformer.config.patch_size
-    height, width = latents.shape[-2] // patch, latents.shape[-1] // patch
-    video = weights[-frames * height * width :].reshape(frames, height, width)
-    chosen = np.linspace(0, len(twin.reference) - 1, frames).round().astype(int)
+    shape = arguments[family.latents].shape
+    grid = token_grid(transformer.config, shape[1 + family.layout.index("F")], shape[-2], shape[-1])
+    count = math.prod(grid)
+    video = (weights[:count] if family.tokens[0] == family.states[0] else weights[-count:]).reshape(grid)
+    chosen = np.linspace(0, len(twin.reference) - 1, grid[0]).round().astype(int)
     return TokenWeightFigure(
         twin.reference[chosen],
         video.cpu().numpy(),
@@ -181,16 +183,3 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
 def _top_share(received: Tensor, share: float = 0.1) -> Tensor:
     count = max(1, round(share * len(received)))
     return received.topk(count).values.sum() / received.sum()
-
-
-def _halfway_call(opened: OpenPipeline, twin: Twin) -> dict[str, Any]:
-    """The transformer's arguments in the middle of the denoising of a clip."""
-    calls: list[dict[str, Any]] = []
-    handle = opened.pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True
-    )
-    try:
-        generate(opened, twin.prompt, twin.seed)
-    finally:
-        handle.remove()
-    return calls[len(calls) // 2]

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,13 +16,12 @@ from torch import nn
 
 from s2q.checkpoint import tensor_layout
 from s2q.models.family import Family, resolve
+from s2q.models.geometry import Geometry, geometry, vae_factors
 from s2q.models.pipelines import weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
-DEFAULT_STEPS = 50
-GUIDANCE_BRANCHES = 2
 # Measured on the demo and on tiny models: what a training step costs over three forwards, and what Python costs a linear.
 TRAINING_FORWARDS = 3.5
 SECONDS_A_CALL = 60e-6
@@ -45,7 +45,7 @@ class Plan:
     quantized_bytes: int
     bits_per_block_weight: float
     tokens: int
-    """S of one guidance branch, text included."""
+    """S of one guidance branch in self-attention, with the text where it takes part in that."""
     seconds: dict[str, float]
     """Estimate by stage on this machine."""
     memory_bytes: int
@@ -69,15 +69,13 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
     model_class = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
         model = model_class.from_config(config)
-    config["vae_spatial"] = _vae_spatial(folder / "vae" / "config.json")
     family = resolve(model)
+    sizes = geometry(family, model.config, _factors(folder / "vae" / "config.json"), call)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     parameters = sum(math.prod(shape) for shape in shapes.values())
     element = _stored_bytes(folder / "transformer")
     targets, packed, extra = _targets(model, family, recipe)
     block_weights = sum(n * k for n, k in targets.values())
-    tokens = _tokens(config, call)
-    steps = int(call.get("num_inference_steps") or DEFAULT_STEPS)
     return Plan(
         model=config["_class_name"],
         recipe=recipe.name,
@@ -88,10 +86,10 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
         float_bytes=parameters * element,
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
         bits_per_block_weight=8 * packed / block_weights,
-        tokens=tokens,
-        seconds=_seconds(model, family, recipe, tokens, steps, device),
-        memory_bytes=_memory(model, family, recipe, parameters, tokens, dtype_bytes),
-        disk_bytes=_disk(recipe, config, call, steps, len(family.blocks(model)), tokens, dtype_bytes) + packed + extra,
+        tokens=sizes.tokens,
+        seconds=_seconds(model, family, recipe, sizes, device),
+        memory_bytes=_memory(model, family, recipe, parameters, sizes, dtype_bytes),
+        disk_bytes=_disk(recipe, family, model.config, sizes, len(family.blocks(model)), dtype_bytes) + packed + extra,
     )
 
 
@@ -135,59 +133,45 @@ def _kept(model: nn.Module, family: Family, targets: Mapping[str, Any]) -> dict[
     return reasons
 
 
-def _vae_spatial(path: Path) -> int:
-    """Pixels a latent position, 8 where there is no VAE to ask."""
-    if not path.is_file():
-        return 8
-    return 2 ** (len(json.loads(path.read_text()).get("block_out_channels", [0] * 4)) - 1)
+def _factors(path: Path) -> tuple[int, int]:
+    """See `vae_factors`; those of CogVideoX, Wan 2.1 and HunyuanVideo where there is no VAE to ask."""
+    return vae_factors(json.loads(path.read_text())) if path.is_file() else (4, 8)
 
 
-def _latent_shape(config: Mapping[str, Any], call: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Frames, height and width of the latent."""
-    ratio, spatial = config.get("temporal_compression_ratio", 4), config["vae_spatial"]
-    frames = int(call.get("num_frames") or config.get("sample_frames", 49))
-    height = int(call["height"]) // spatial if call.get("height") else config.get("sample_height", 60)
-    width = int(call["width"]) // spatial if call.get("width") else config.get("sample_width", 90)
-    return (frames - 1) // ratio + 1, height, width
-
-
-def _tokens(config: Mapping[str, Any], call: Mapping[str, Any]) -> int:
-    frames, height, width = _latent_shape(config, call)
-    patch, patch_t = config.get("patch_size", 2), config.get("patch_size_t") or 1
-    video = -(-frames // patch_t) * (height // patch) * (width // patch)
-    return video + int(call.get("max_sequence_length") or config.get("max_text_seq_length", 226))
-
-
-def _seconds(
-    model: nn.Module, family: Family, recipe: Recipe, tokens: int, steps: int, device: str
-) -> dict[str, float]:
+def _seconds(model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, device: str) -> dict[str, float]:
     """A forward is timed as its linears and its attention, with random weights, on this machine."""
     seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
     if not recipe.needs_samples:
         return seconds
-    blocks = family.blocks(model)
-    linears = [
-        (m.out_features, m.in_features)
-        for name, m in blocks[0][1].named_modules()
-        if isinstance(m, nn.Linear) and not family.is_modulation(name)
-    ]
-    rows = min(tokens, 256)
-    product = sum(_time_linear(n, k, rows, device) for n, k in set(linears))
-    mean_share = len(linears) / len(set(linears))
-    width = linears[0][1]
-    attention = _time_attention(width, rows, device) * (tokens / rows) ** 2
-    block = product * mean_share * tokens / rows + attention + SECONDS_A_CALL * 4 * len(linears)
-    forward = GUIDANCE_BRANCHES * block * len(blocks)
-    seconds["trajectories"] = recipe.sampler.prompts * steps * forward
+    kinds = [getattr(model, attribute) for attribute in family.block_lists]
+    forward = sum(len(kind) * _block_seconds(kind[0], family, sizes, device) for kind in kinds if len(kind))
+    forward *= sizes.branches
+    seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
     seconds["selection"] = 0.01 * seconds["trajectories"]
     if recipe.objective.token_weights:
         seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.trains:
         passes = recipe.sampler.count * recipe.optim.epochs
-        training_steps = len(blocks) * passes / recipe.optim.batch_size
+        training_steps = sum(map(len, kinds)) * passes / recipe.optim.batch_size
         seconds["calibration"] += passes * TRAINING_FORWARDS * forward + training_steps * SECONDS_A_STEP
     return seconds
+
+
+def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: str) -> float:
+    """One forward of a block for one guidance branch."""
+    linears = Counter(
+        (module.out_features, module.in_features, family.sees_text_alone(name))
+        for name, module in block.named_modules()
+        if isinstance(module, nn.Linear) and not family.is_modulation(name)
+    )
+    rows = min(sizes.tokens, 256)
+    seconds = SECONDS_A_CALL * 4 * linears.total()
+    for (rows_out, columns, text), count in linears.items():
+        all_rows = sizes.text if text else sizes.tokens
+        seconds += count * _time_linear(rows_out, columns, rows, device) * all_rows / rows
+    seen = sizes.tokens + (0 if sizes.text_is_joined else sizes.text)
+    return seconds + _time_attention(_width(block, family), rows, device) * sizes.tokens * seen / rows**2
 
 
 def _timed(function, repeats: int = 3) -> float:
@@ -213,24 +197,28 @@ def _time_attention(width: int, rows: int, device: str) -> float:
     return _timed(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
 
 
-def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, tokens: int, size: int) -> int:
+def _width(block: nn.Module, family: Family) -> int:
+    """Channels of a token."""
+    return block.get_submodule(family.shared_inputs[0][0]).in_features
+
+
+def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, sizes: Geometry, element: int) -> int:
     """The model, every sample's hidden states twice, and one block in training."""
-    block = family.blocks(model)[0][1]
-    block_parameters = sum(p.numel() for p in block.parameters())
-    width = next(m.in_features for m in block.modules() if isinstance(m, nn.Linear) and m.in_features > 1)
-    width = max(width, max(m.in_features for m in block.modules() if isinstance(m, nn.Linear)) // 4)
-    states = 2 * recipe.sampler.count * GUIDANCE_BRANCHES * tokens * width * size if recipe.needs_samples else 0
-    training = 30 * GUIDANCE_BRANCHES * tokens * width * 4 if recipe.trains else 0
-    hessians = 4 * 8 * (4 * width) ** 2 if recipe.uses_gptq else 0
-    return parameters * size + states + training + hessians + 6 * block_parameters * 4
+    blocks = [block for _, block in family.blocks(model)]
+    block_parameters = max(sum(p.numel() for p in block.parameters()) for block in blocks)
+    widest = max(m.in_features for block in blocks for m in block.modules() if isinstance(m, nn.Linear))
+    values = sizes.branches * sizes.tokens * _width(blocks[0], family)
+    states = 2 * recipe.sampler.count * values * element if recipe.needs_samples else 0
+    training = 30 * values * 4 if recipe.trains else 0
+    hessians = 4 * 8 * widest**2 if recipe.uses_gptq else 0
+    return parameters * element + states + training + hessians + 6 * block_parameters * 4
 
 
-def _disk(
-    recipe: Recipe, config: Mapping[str, Any], call: Mapping[str, Any], steps: int, blocks: int, tokens: int, size: int
-) -> int:
+def _disk(recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geometry, blocks: int, element: int) -> int:
     if not recipe.needs_samples:
         return 0
-    latent = math.prod(_latent_shape(config, call)) * config.get("in_channels", 16) * size
-    text = GUIDANCE_BRANCHES * config.get("max_text_seq_length", 226) * config.get("text_embed_dim", 4096) * size
-    received = recipe.sampler.count * blocks * GUIDANCE_BRANCHES * tokens * 4 if recipe.objective.token_weights else 0
-    return recipe.sampler.prompts * ((steps + 1) * latent + text) + received
+    latent = math.prod(sizes.latent) * config["in_channels"] * element
+    text = sizes.branches * sizes.text * config[family.text_width] * element
+    received = recipe.sampler.count * blocks * sizes.branches * sizes.tokens * 4
+    weights = received if recipe.objective.token_weights else 0
+    return recipe.sampler.prompts * ((sizes.steps + 1) * latent + text) + weights

@@ -167,8 +167,7 @@ def _select(
 
 
 def _arguments(opened: OpenPipeline, store: TrajectoryStore, sample: Sample) -> dict[str, Any]:
-    transformer = opened.pipe.transformer
-    return to_device(store.arguments(sample.prompt, sample.step), transformer.device, transformer.dtype)
+    return to_device(store.arguments(sample.prompt, sample.step), opened.pipe.transformer.device)
 
 
 def _token_weights(

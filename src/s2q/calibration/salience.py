@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.blocks import first_call, to_device
-from s2q.models.family import Family
+from s2q.models.family import Family, patch_of
 from s2q.numerics.spectral import gram_spectral_norm
 
 
@@ -45,11 +45,19 @@ def combine(diffusion: Tensor, quantization: Tensor) -> Tensor:
     return min_max(diffusion) * min_max(quantization)
 
 
-def patch_tokens(latents: Tensor, patch: int) -> Tensor:
-    """The latent as the transformer's patch embedding cuts it: [T, F, C, h, w] → [T, F·(h/p)·(w/p), C·p·p]."""
-    steps, frames, channels, height, width = latents.shape
-    cut = latents.reshape(steps, frames, channels, height // patch, patch, width // patch, patch)
-    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(steps, -1, channels * patch * patch)
+def patch_tokens(latents: Tensor, patch: tuple[int, int, int], layout: str) -> Tensor:
+    """The latent as the transformer's patch embedding cuts it: [T, …] → [T, (F/p_t)·(h/p_h)·(w/p_w), C·p_t·p_h·p_w].
+
+    Args:
+        latents: [T, F, C, h, w] or [T, C, F, h, w].
+        patch: frames, rows and columns of a patch.
+        layout: which of both, "FChw" or "CFhw".
+    """
+    x = latents if layout == "CFhw" else latents.transpose(1, 2)
+    for axis, size in zip((2, 4, 6), patch, strict=True):
+        x = x.unflatten(axis, (-1, size))
+    # [T, C, F/p_t, p_t, h/p_h, p_h, w/p_w, p_w]: where a patch lies first, what it holds last.
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).flatten(4).flatten(1, 3)
 
 
 def salience_of_prompt(
@@ -64,11 +72,10 @@ def salience_of_prompt(
     """
     latents = store.latents(prompt)
     if tokens == "latents":
-        cut = patch_tokens(latents[:-1], model.config.patch_size)
+        cut = patch_tokens(latents[:-1], patch_of(model.config), family.layout)
         return diffusion_salience(latents), quantization_salience(cut)
-    device, dtype = model.device, model.dtype
     norms = []
     for step in range(len(latents) - 1):
-        arguments = to_device(store.arguments(prompt, step, "cond"), device, dtype)
+        arguments = to_device(store.arguments(prompt, step, "cond"), model.device)
         norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]).cpu())
     return diffusion_salience(latents), torch.stack(norms)

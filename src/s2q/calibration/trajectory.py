@@ -3,8 +3,8 @@
 One safetensors file a prompt, memory-mapped when read:
 
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
-    timesteps          [T]
-    arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as diffusers batches them)
+    timesteps          [T] or, where each token has a time of its own, [T, S]
+    arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
     shared.NAME        any        tensors without a branch, such as rotary angles
 """
 
@@ -18,11 +18,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from s2q.models.family import Family
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress
 from s2q.storage import derived_seed, read_metadata, write_tensors
 
 Branch = Literal["both", "uncond", "cond"]
+Call = dict[str, Any]
 
 
 def trajectory_path(folder: Path, prompt: int) -> Path:
@@ -50,26 +52,91 @@ def record_trajectories(
     return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
 
 
-def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number)."""
-    family, calls = opened.family, []
+def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
+    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent."""
+    steps: list[list[Call]] = [[]]
 
-    def hook(module, args, kwargs):
+    def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
             raise RuntimeError("the pipeline passes positional arguments to its transformer; keywords are needed")
-        calls.append({name: _detached(value) for name, value in kwargs.items()})
+        steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
 
-    handle = opened.pipe.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        steps.append([])
+        return tensors
+
+    handle = opened.pipe.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
     try:
-        generator = torch.Generator().manual_seed(seed)
-        final = opened.pipe(prompt, generator=generator, output_type="latent", return_dict=False, **opened.call)[0]
+        final = opened.pipe(
+            prompt,
+            generator=torch.Generator().manual_seed(seed),
+            output_type="latent",
+            return_dict=False,
+            callback_on_step_end=after_step,
+            **opened.call,
+        )[0]
     finally:
         handle.remove()
+    return steps[:-1], final.cpu()
+
+
+def as_one_call(calls: Sequence[Call], family: Family) -> Call:
+    """The calls of one step as one call whose batch holds the guidance branches, unconditional first.
+
+    CogVideoX calls its transformer so already. Wan calls it twice, conditional first as all diffusers pipelines that
+    do; these calls are stacked, so that a sample costs and weighs the same in every family. Each row has the values of
+    its own call; a product of two rows may round otherwise than one of one row.
+
+    Raises:
+        RuntimeError: no call or more than two, or calls that cannot be stacked.
+    """
+    if len(calls) == 1:
+        return calls[0]
+    if len(calls) != 2:
+        raise RuntimeError(
+            f"the pipeline calls its transformer {len(calls)} times in a step: "
+            "one call, or one for each of two guidance branches, can be recorded"
+        )
+    cond, uncond = calls
+    joined: Call = {}
+    for name in uncond | cond:
+        one, other = uncond.get(name), cond.get(name)
+        same_in_both = name in (family.latents, family.timestep) or not _has_batch(other)
+        if same_in_both and not _same(one, other):
+            raise RuntimeError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
+        if _has_batch(other) and _shape(one) != _shape(other):
+            raise RuntimeError(
+                f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
+                f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
+            )
+        joined[name] = torch.cat([one, other]) if _has_batch(other) else other
+    return joined
+
+
+def _has_batch(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number)."""
+    family = opened.family
+    steps, final = calls_by_step(opened, prompt, seed)
+    for step, made in enumerate(steps):
+        if len(made) != len(steps[0]):
+            raise RuntimeError(
+                f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
+                f"in step {step + 1}: steps must be alike"
+            )
+    calls = [as_one_call(made, family) for made in steps]
     first = calls[0]
     branches = first[family.latents].shape[0]
     tensors = {
         "latents": torch.cat([call[family.latents][:1] for call in calls] + [final.to(first[family.latents].dtype)]),
-        "timesteps": torch.stack([call[family.timestep].flatten()[0] for call in calls]),
+        "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
     }
     plain: dict[str, Any] = {}
     for name, value in first.items():
@@ -85,6 +152,10 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         if any(not _same(call.get(name), value) for call in calls):
             raise RuntimeError(f"argument {name!r} of the transformer changes from step to step")
     return tensors, plain
+
+
+def _first_row(value: Tensor) -> Tensor:
+    return value[0] if value.ndim else value
 
 
 def _detached(value: Any) -> Any:
@@ -116,9 +187,10 @@ class TrajectoryStore:
         return safe_open(trajectory_path(self.folder, prompt), "pt")
 
     def timesteps(self, prompt: int = 0) -> Tensor:
-        """[T] of one prompt, in the order they are run (most noise first)."""
+        """[T] of one prompt, in the order they are run (most noise first); of several times in a step, the noisiest."""
         with self._open(prompt) as file:
-            return file.get_tensor("timesteps")
+            timesteps = file.get_tensor("timesteps")
+        return timesteps.reshape(len(timesteps), -1).amax(1)
 
     def latents(self, prompt: int) -> Tensor:
         """x_t over the steps: [T+1, …] without a batch dimension; the last row is the finished latent."""
@@ -160,5 +232,5 @@ class TrajectoryStore:
                     arguments[rest] = file.get_tensor(name)
         arguments |= {name: tuple(items) for name, items in tuples.items()}
         arguments[self.latents_name] = latents.expand(branches, *latents.shape[1:])
-        arguments[self.timestep_name] = timestep.expand(branches)
+        arguments[self.timestep_name] = timestep.expand(branches, *timestep.shape[1:])
         return arguments

@@ -29,9 +29,11 @@ class _Stop(Exception):
 
 
 def _bind(block: nn.Module, args: tuple, kwargs: Mapping[str, Any], family: Family) -> BlockCall:
-    arguments = dict(inspect.signature(block.forward).bind(*args, **kwargs).arguments)
-    states = {name: arguments.pop(name) for name in family.states if name in arguments}
-    return BlockCall(states, arguments)
+    arguments = inspect.signature(block.forward).bind(*args, **kwargs).arguments
+    return BlockCall(
+        {name: arguments[name] for name in family.states if name in arguments},
+        {name: value for name, value in arguments.items() if name not in family.states},
+    )
 
 
 @contextmanager
@@ -93,7 +95,9 @@ def record_calls(model: nn.Module, family: Family, arguments: Mapping[str, Any])
 
 def replay(block: nn.Module, family: Family, states: States, sides: Mapping[str, Any]) -> States:
     """Call a block alone and return the states it passes on, with gradients if they are enabled."""
-    outputs = block(**states, **sides)
+    # Bound as it was recorded, for blocks that take some arguments without naming them.
+    call = inspect.BoundArguments(inspect.signature(block.forward), {**states, **sides})
+    outputs = block(*call.args, **call.kwargs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     return dict(zip((name for name in family.states if name in states), outputs, strict=False))
 
@@ -113,12 +117,15 @@ def video_slice(family: Family, states: States) -> slice:
     raise ValueError(f"family {family.name!r} names no video tokens: {family.states[0]!r} is not among {family.tokens}")
 
 
-def to_device(value: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Move the tensors in nested dictionaries and tuples, casting those of floating point."""
+def to_device(value: Any, device: torch.device | str) -> Any:
+    """Move the tensors in nested dictionaries and tuples.
+
+    Their dtypes are those of the pipeline and stay: it may feed a bfloat16 model with float32 times and rotary angles.
+    """
     if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
+        return value.to(device)
     if isinstance(value, dict):
-        return {name: to_device(item, device, dtype) for name, item in value.items()}
+        return {name: to_device(item, device) for name, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(to_device(item, device, dtype) for item in value)
+        return tuple(to_device(item, device) for item in value)
     return value

@@ -1,7 +1,9 @@
 """What s2q knows of an architecture: a few lines of data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
@@ -11,26 +13,42 @@ class Family:
     """One architecture of video diffusion transformers."""
 
     name: str
+    pipeline: str
+    """diffusers' text-to-video pipeline, whose defaults are those of the released models."""
     model_classes: tuple[str, ...]
     block_lists: tuple[str, ...]
     """Attributes of the model that hold its blocks, in the order they run."""
     states: tuple[str, ...]
     """Arguments that flow from block to block, in the order in which a block returns them."""
     tokens: tuple[str, ...]
-    """The states in the order in which their tokens stand in self-attention."""
+    """The states in the order in which their tokens stand in self-attention; text may be missing (cross-attention)."""
     self_attention: str
     """Name, inside a block, of the module that computes it."""
     shared_inputs: tuple[tuple[str, ...], ...] = ()
-    """Linears, inside a block, that receive the very same tensor."""
+    """Linears, inside a block, that receive the very same tensor; names that a kind of block lacks are passed over."""
     modulation: tuple[str, ...] = ()
     """Globs, inside a block, of the adaLN linears."""
+    text_linears: tuple[str, ...] = ()
+    """Globs, inside a block, of the linears that see text tokens alone."""
     latents: str = "hidden_states"
     """Argument of the model that holds the noisy latents."""
     timestep: str = "timestep"
+    layout: str = "CFhw"
+    """Order of channels, frames, height and width in the latents, after the batch."""
+    text_length: str | None = None
+    """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
+    text_width: str = "text_embed_dim"
+    """Key of the model's configuration that holds the channels of the text."""
+    guidance: str = "guidance_scale"
+    """Argument of the pipeline that, above 1, adds the unconditional branch."""
 
     def is_modulation(self, name: str) -> bool:
         """Whether the linear `name` (inside a block) makes scales and shifts from the timestep."""
         return any(fnmatchcase(name, pattern) for pattern in self.modulation)
+
+    def sees_text_alone(self, name: str) -> bool:
+        """Whether the linear `name` (inside a block) receives text tokens and no video tokens."""
+        return any(fnmatchcase(name, pattern) for pattern in self.text_linears)
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """(full name, block) of all blocks of `model` in the order they run."""
@@ -50,6 +68,18 @@ class Family:
         shared = [tuple(name for name in group if name in linears) for group in self.shared_inputs]
         together = {name for group in shared for name in group}
         return [group for group in shared if group] + [(name,) for name in linears if name not in together]
+
+
+def patch_of(config: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Frames, rows and columns of the latent that make one token, from a transformer's configuration.
+
+    diffusers writes one number, or one number and `patch_size_t`, or all three.
+    """
+    size = config["patch_size"]
+    if isinstance(size, int):
+        return config.get("patch_size_t") or 1, size, size
+    frames, height, width = size
+    return frames, height, width
 
 
 _REGISTRY: dict[str, Family] = {}

@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
-from s2q.models.family import Family, resolve
+from s2q.models.family import Family, patch_of, resolve
 
 DEMO = "demo"
 
@@ -82,9 +82,16 @@ def _check_folder(path: Path) -> None:
         raise PipelineError(f"{path} ({parts.get('_class_name')}) has no transformer: s2q quantizes video transformers")
     resolve_class = parts["transformer"][1]
     try:
-        resolve(resolve_class)
+        family = resolve(resolve_class)
     except ValueError as error:
         raise PipelineError(str(error)) from None
+    if parts.get("_class_name") != family.pipeline:
+        raise PipelineError(
+            f"{path} is a {parts.get('_class_name')}: with a {resolve_class}, s2q calls text-to-video pipelines of "
+            f"the class {family.pipeline} alone"
+        )
+    if parts.get("transformer_2", [None])[0] is not None:
+        raise PipelineError(f"{path} denoises with two transformers (transformer_2): s2q quantizes pipelines with one")
     wrong = []
     for name, entry in parts.items():
         if isinstance(entry, list) and entry[0] is not None:
@@ -157,10 +164,13 @@ def open_pipeline(
 
 
 def _check_size(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:
-    multiple = getattr(pipe, "vae_scale_factor_spatial", 8) * getattr(pipe.transformer.config, "patch_size", 1)
-    wrong = [f"{name} {call[name]}" for name in ("height", "width") if call.get(name) and call[name] % multiple]
+    spatial, patch = getattr(pipe, "vae_scale_factor_spatial", 8), patch_of(pipe.transformer.config)
+    multiples = {"height": spatial * patch[1], "width": spatial * patch[2]}
+    wrong = [name for name, multiple in multiples.items() if call.get(name) and call[name] % multiple]
     if wrong:
-        raise PipelineError(f"{' and '.join(wrong)}: this pipeline makes only multiples of {multiple} pixels")
+        said = " and ".join(f"{name} {call[name]}" for name in wrong)
+        allowed = " and ".join(str(multiple) for multiple in sorted({multiples[name] for name in wrong}))
+        raise PipelineError(f"{said}: this pipeline makes only multiples of {allowed} pixels")
 
 
 def default_call(source: str, folder: Path) -> dict[str, Any]:
@@ -170,10 +180,11 @@ def default_call(source: str, folder: Path) -> dict[str, Any]:
         from s2q.demo import GENERATION
 
         defaults |= GENERATION
-    # diffusers' default of 226 text tokens fits the released models; positions of others have another length.
-    text_length = json.loads((folder / "transformer" / "config.json").read_text()).get("max_text_seq_length")
-    if text_length:
-        defaults["max_sequence_length"] = text_length
+    # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
+    config = json.loads((folder / "transformer" / "config.json").read_text())
+    key = resolve(config["_class_name"]).text_length
+    if key in config:
+        defaults["max_sequence_length"] = config[key]
     return defaults
 
 

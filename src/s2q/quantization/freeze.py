@@ -61,4 +61,8 @@ def freeze(linear: SimulatedLinear, scheme: LinearScheme, hessian: Tensor | None
         "low_rank_down": down,
         "low_rank_up": up,
     }
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in named.items() if tensor is not None}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in named.items()
+        if tensor is not None
+    }

@@ -66,7 +66,9 @@ class SharedTransform(nn.Module):
         if scheme.act_bits is not None:
             self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, group_count(columns, scheme.group_size))
         spec = scheme.transform
-        self.log_scale = self.signs = self.left = self.right = self.clip_logit = None
+        self.log_scale = self.left = self.right = self.clip_logit = None
+        self.register_buffer("signs", None)
+        self.register_buffer("range", None)
         if spec is not None and spec.channel_scale:
             self.log_scale = nn.Parameter(scale.log())
         if spec is not None and spec.rotation == "kronecker":
@@ -74,11 +76,10 @@ class SharedTransform(nn.Module):
             self.left, self.right = _Factor(n1, generator), _Factor(n2, generator)
         elif spec is not None and spec.rotation == "hadamard":
             self.left, self.right = (_FixedFactor(matrix) for matrix in hadamard_pair(columns))
-            self.register_buffer("signs", torch.randint(0, 2, (columns,), generator=generator) * 2.0 - 1.0)
+            self.signs = torch.randint(0, 2, (columns,), generator=generator) * 2.0 - 1.0
         if scheme.act_bits is not None and scheme.act_clip == "learned":
             self.clip_logit = nn.Parameter(torch.full((1,), CLIP_LOGIT))
         self.fixed_clip = scheme.act_clip if scheme.act_bits is not None and scheme.act_clip != "learned" else 1.0
-        self.register_buffer("range", None)
         if spec is not None and not spec.learned:
             for parameter in self.transform_parameters():
                 parameter.requires_grad_(False)

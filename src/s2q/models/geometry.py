@@ -1,0 +1,88 @@
+"""How large things are: the latent, its tokens, the text and the guidance branches, from configurations alone."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+
+from s2q.models.family import Family, patch_of
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one call of a pipeline."""
+
+    latent: tuple[int, int, int]
+    """Frames, height and width of the latent."""
+    grid: tuple[int, int, int]
+    """The same in tokens."""
+    text: int
+    """Text tokens of a branch, padding included."""
+    text_is_joined: bool
+    """Whether text takes part in self-attention; else it is seen through cross-attention."""
+    branches: int
+    """Guidance branches, 1 or 2."""
+    steps: int
+
+    @property
+    def video(self) -> int:
+        """Video tokens of a branch."""
+        return math.prod(self.grid)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a branch in self-attention, S."""
+        return self.video + (self.text if self.text_is_joined else 0)
+
+
+def call_defaults(family: Family) -> dict[str, Any]:
+    """What the family's pipeline takes when it is called, and its defaults."""
+    parameters = inspect.signature(getattr(diffusers, family.pipeline).__call__).parameters
+    return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
+
+
+def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
+    """(frames, pixels) of the video a position of the latent stands for, from a VAE's configuration.
+
+    Keys that an older configuration lacks have the defaults of its class, as when diffusers loads it. The first frame
+    of the video has a latent frame of its own.
+    """
+    parameters = inspect.signature(getattr(diffusers, config["_class_name"]).__init__).parameters
+    whole = {name: parameter.default for name, parameter in parameters.items()} | dict(config)
+    temporal = whole.get("scale_factor_temporal") or whole.get("temporal_compression_ratio")
+    spatial = whole.get("scale_factor_spatial") or whole.get("spatial_compression_ratio")
+    return int(temporal), int(spatial or 2 ** (len(whole["block_out_channels"]) - 1))
+
+
+def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) -> tuple[int, int, int]:
+    """Tokens of a latent of this size along frames, height and width; frames are padded to whole patches."""
+    patch = patch_of(config)
+    return -(-frames // patch[0]), height // patch[1], width // patch[2]
+
+
+def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int], call: Mapping[str, Any]) -> Geometry:
+    """Sizes of the call `call` of a pipeline; what it leaves open is the pipeline's default, else the model's.
+
+    Args:
+        config: of the transformer, with the defaults of its class.
+        factors: see `vae_factors`.
+    """
+    given = {name: value for name, value in call.items() if value is not None}
+    chosen = call_defaults(family) | given
+    temporal, spatial = factors
+    frames = chosen["num_frames"] or config["sample_frames"]
+    height = chosen["height"] // spatial if chosen["height"] else config["sample_height"]
+    width = chosen["width"] // spatial if chosen["width"] else config["sample_width"]
+    latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
+    own_text = config[family.text_length] if family.text_length else None
+    return Geometry(
+        latent=latent,
+        grid=token_grid(config, *latent),
+        text=int(given.get("max_sequence_length") or own_text or chosen["max_sequence_length"]),
+        text_is_joined="encoder_hidden_states" in family.tokens,
+        branches=2 if chosen[family.guidance] > 1 else 1,
+        steps=int(chosen["num_inference_steps"]),
+    )
