@@ -36,11 +36,11 @@ def cayley(parameter: Tensor, base: Tensor) -> Tensor:
     A zero parameter gives `base` itself, so training starts there and every step stays orthogonal.
 
     Args:
-        parameter: [n, n], free.
-        base: [n, n], orthogonal.
+        parameter: [..., n, n], free.
+        base: [..., n, n], orthogonal.
     """
     skew = (parameter - parameter.mT) / 2
-    identity = torch.eye(base.shape[0], dtype=base.dtype, device=base.device)
+    identity = torch.eye(base.shape[-1], dtype=base.dtype, device=base.device)
     return base @ torch.linalg.solve(identity - skew, identity + skew)
 
 

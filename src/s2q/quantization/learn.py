@@ -63,7 +63,7 @@ def learn(
     optim = recipe.optim
     transforms = transforms_of(simulated)
     # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
-    optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0, fused=True)
     steps = optim.epochs * -(-len(samples) // optim.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-3 * optim.lr)
     generator = torch.Generator().manual_seed(seed)

@@ -26,15 +26,14 @@ class _Factor(nn.Module):
 
     def __init__(self, size: int, generator: torch.Generator):
         super().__init__()
-        self.register_buffer("base_u", random_orthogonal(size, generator))
-        self.register_buffer("base_v", random_orthogonal(size, generator))
-        self.u = nn.Parameter(torch.zeros(size, size))
-        self.v = nn.Parameter(torch.zeros(size, size))
+        # U and V in one tensor: their Cayley maps are one batched solve.
+        self.register_buffer("base", torch.stack([random_orthogonal(size, generator) for _ in range(2)]))
+        self.skew = nn.Parameter(torch.zeros(2, size, size))
         self.log_sigma = nn.Parameter(torch.zeros(size))
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """P and P⁻ᵀ, both [size, size]; the inverse costs nothing in this form."""
-        u, v = cayley(self.u, self.base_u), cayley(self.v, self.base_v)
+        u, v = cayley(self.skew, self.base)
         sigma = self.log_sigma.exp()
         return (u * sigma) @ v.mT, (u / sigma) @ v.mT
 
