@@ -214,9 +214,7 @@ def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, s
     return parameters * element + states + training + hessians + 6 * block_parameters * 4
 
 
-def _disk(
-    recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geometry, blocks: int, element: int
-) -> int:
+def _disk(recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geometry, blocks: int, element: int) -> int:
     if not recipe.needs_samples:
         return 0
     latent = math.prod(sizes.latent) * config["in_channels"] * element

@@ -63,9 +63,7 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
     return -(-frames // patch[0]), height // patch[1], width // patch[2]
 
 
-def geometry(
-    family: Family, config: Mapping[str, Any], factors: tuple[int, int], call: Mapping[str, Any]
-) -> Geometry:
+def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int], call: Mapping[str, Any]) -> Geometry:
     """Sizes of the call `call` of a pipeline; what it leaves open is the pipeline's default, else the model's.
 
     Args:
