@@ -136,6 +136,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     branches = first[family.latents].shape[0]
     tensors = {
         "latents": torch.cat([call[family.latents][:1] for call in calls] + [final.to(first[family.latents].dtype)]),
+        # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
         "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
     }
     plain: dict[str, Any] = {}
