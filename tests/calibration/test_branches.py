@@ -12,7 +12,7 @@ from torch import Tensor
 
 from s2q.calibration.trajectory import TrajectoryStore, as_one_call, calls_by_step, record_trajectories
 from s2q.models.families import HUNYUAN_VIDEO, WAN
-from s2q.models.pipelines import OpenPipeline, open_pipeline
+from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
 from s2q.progress import NoProgress
 from s2q.storage import derived_seed
 
@@ -130,13 +130,13 @@ def wan_calls(**changes_of_uncond: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_branches_that_cannot_be_stacked_are_refused_by_name(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(RuntimeError, match=said):
+    with pytest.raises(PipelineError, match=said):
         as_one_call(wan_calls(**change), WAN)
 
 
 @pytest.mark.parametrize("count", [0, 3])
 def test_other_numbers_of_calls_in_a_step_are_refused(count: int) -> None:
-    with pytest.raises(RuntimeError, match=f"{count} times in a step"):
+    with pytest.raises(PipelineError, match=f"{count} times in a step"):
         as_one_call(wan_calls()[:1] * count, WAN)
 
 
@@ -155,7 +155,7 @@ def test_guidance_in_some_steps_alone_is_refused(
     opened = open_family("wan")
     steps = iter(range(STEPS))
     monkeypatch.setattr(type(opened.pipe), "do_classifier_free_guidance", property(lambda _: next(steps, 0) < 2))
-    with pytest.raises(RuntimeError, match="2 times in its first step and 1 times in step 2"):
+    with pytest.raises(PipelineError, match="2 times in its first step and 1 times in step 2"):
         record(opened, tmp_path)
     assert not list(tmp_path.iterdir())
 

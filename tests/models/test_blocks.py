@@ -6,7 +6,7 @@ from tiny import make_inputs, make_transformer
 from tiny_families import make_hunyuan, make_hunyuan_inputs, make_wan, make_wan_inputs
 from torch import nn
 
-from s2q.models import resolve
+from s2q.models import Family, resolve
 from s2q.models.blocks import first_call, joined_tokens, record_calls, replay
 from s2q.models.families import COGVIDEOX, HUNYUAN_VIDEO
 
@@ -74,6 +74,24 @@ def test_first_call_is_the_first_of_all_calls_and_runs_no_block(called: tuple[nn
     assert call.states.keys() == states.keys()
     assert all(torch.equal(call.states[name], states[name]) for name in states)
     assert call.sides.keys() == sides[0].keys()
+
+
+def test_arguments_that_a_block_does_not_name_are_replayed_too() -> None:
+    class Scale(nn.Module):
+        def forward(self, hidden_states, temb, *scales, **more):
+            return hidden_states * temb * sum(scales) + more["shift"]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Scale()])
+
+        def forward(self, hidden_states):
+            return self.layers[0](hidden_states, 2.0, 3.0, 4.0, shift=1.0)
+
+    model, family = Model(), Family("mine", "MyPipeline", ("Model",), ("layers",), ("hidden_states",), (), "")
+    states, sides = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
+    assert torch.equal(replay(model.layers[0], family, states, sides[0])["hidden_states"], torch.full((1, 2, 3), 15.0))
 
 
 def test_text_tokens_stand_where_they_stand_in_attention() -> None:
