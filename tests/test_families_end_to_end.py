@@ -13,15 +13,17 @@ from tiny import PROMPTS, cheap, simulate
 from tiny_families import FAMILIES
 from torch import nn
 
-from s2q.assessment import evaluate
+from s2q.assessment import _token_figure, evaluate
+from s2q.calibration.trajectory import calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models import resolve
 from s2q.models.pipelines import OpenPipeline, default_call, open_pipeline
 from s2q.planning import plan
+from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.recipes import RECIPES, get_recipe
 from s2q.run import Quantized, quantize
 from s2q.runtime.linear import QuantLinear
-from s2q.twins import generate
+from s2q.twins import Twin, generate
 
 OTHERS = [name for name in FAMILIES if name != "cogvideox"]  # which has tests of its own
 Make = Callable[[str, str], Quantized]
@@ -110,6 +112,24 @@ def test_it_is_compared_with_its_twin_and_the_report_shows_its_tokens(
     assert 0 < done.report["fidelity"]["latent_relative_mse"] < 1
     assert not np.array_equal(done.twins[0].reference_latents, done.twins[0].candidate_latents)
     assert "where the tenth of the tokens that receive most" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_figure_shows_the_weights_of_the_prompts_own_video_tokens(
+    name: str, open_family: Callable[..., OpenPipeline]
+) -> None:
+    opened = open_family(name)
+    steps, final = calls_by_step(opened, PROMPTS[0], 5)
+    clip = generate(opened, PROMPTS[0], 5)
+    twin = Twin(PROMPTS[0], 5, clip, clip, final.numpy(), final.numpy(), [0.0], (1.0, 1.0))
+    objective = {"token_weights": True, "lambda_min": 0.5, "lambda_max": 1.0}
+    figure = _token_figure(opened, {"objective": objective}, twin)
+    prompted = steps[1][0]  # the conditional call, or the batch whose last row is the conditional branch
+    received = received_by_block(opened.pipe.transformer, opened.family, prompted)
+    video = slice(FAMILIES[name].text_tokens, None) if name == "cogvideox" else slice(FAMILIES[name].video_tokens)
+    shown = torch.from_numpy(figure.weights).flatten()
+    assert figure.weights.shape == (2, 2, 2)
+    assert any(torch.allclose(token_weights(sums)[-1, video], shown, atol=1e-5) for sums in received)
 
 
 @pytest.mark.parametrize("name", OTHERS)
