@@ -15,11 +15,11 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from s2q.checkpoint import SchemeSpec
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack, unpack
-from s2q.numerics.quantizer import fake_quantize, integer_range, row_scale
+from s2q.numerics.quantizer import fake_quantize, group_count, integer_range
 from s2q.recipe import Recipe
 from s2q.recipes import get_recipe, override
 from s2q.runtime.linear import QuantLinear
-from s2q.runtime.reference import InputTransform, transform_input
+from s2q.runtime.reference import ActFormat, input_grid, transform_input
 
 TEXT_LENGTH = 8
 WORDS = ("a", "red", "blue", "square", "circle", "moves", "left", "right")
@@ -95,9 +95,16 @@ def cheap(name: str, bits: str, *changes: str) -> Recipe:
 
 
 def make_linear(
-    rows: int, columns: int, weight_bits: int, act_bits: int | None, *, transform: bool = False, bias: bool = True
+    rows: int,
+    columns: int,
+    weight_bits: int,
+    act_bits: int | None,
+    *,
+    transform: bool = False,
+    bias: bool = True,
+    **changes: Any,
 ) -> QuantLinear:
-    """A `QuantLinear` with random codes, scales and, if asked for, a random transform."""
+    """A `QuantLinear` with random codes, scales and whatever else `transform` and `changes` of its scheme ask for."""
     generator = torch.Generator().manual_seed(rows * 1000 + columns)
     kronecker = {str(columns): kronecker_factors(columns)} if transform else {}
     scheme = SchemeSpec(
@@ -108,12 +115,14 @@ def make_linear(
         input_clip=transform and act_bits is not None,
         kronecker_factors=kronecker,
         targets={},
+        **changes,
     )
+    groups = group_count(columns, scheme.group_size)
     smallest, largest = integer_range(weight_bits)
     codes = torch.randint(smallest, largest + 1, (rows, columns), generator=generator, dtype=torch.int8)
     values = {
         "weight_packed": pack(codes, weight_bits),
-        "weight_scale": torch.rand(rows, 1, generator=generator) * 0.1 + 0.01,
+        "weight_scale": torch.rand(rows, groups, generator=generator) * 0.1 + 0.01,
         "weight_shape": torch.tensor([rows, columns]),
         "bias": torch.randn(rows, generator=generator) if bias else None,
     }
@@ -123,6 +132,15 @@ def make_linear(
         values["input_left"] = random_orthogonal(n1, generator) * 1.5
         values["input_right"] = random_orthogonal(n2, generator)
         values["input_clip"] = torch.tensor([0.9])
+    if not scheme.symmetric_weights:
+        zeros = torch.randint(smallest, largest + 1, (groups, rows), generator=generator, dtype=torch.int8)
+        values["weight_zero_point"] = pack(zeros, weight_bits).mT
+    if scheme.input_range:
+        values["input_range"] = torch.tensor([-1.5, 2.0])
+    if scheme.low_rank:
+        rank = min(scheme.low_rank, rows, columns)
+        values["low_rank_down"] = torch.randn(rank, columns, generator=generator).bfloat16()
+        values["low_rank_up"] = torch.randn(rows, rank, generator=generator).bfloat16()
     linear = QuantLinear(columns, rows, bias, scheme)
     for name, parameter in linear.named_parameters():
         parameter.data = values[name]
@@ -134,19 +152,35 @@ class FloatSimulation(nn.Module):
 
     def __init__(self, linear: QuantLinear):
         super().__init__()
-        self.transform = InputTransform(
-            *(getattr(linear, f"input_{name}", None) for name in ("scale", "left", "right", "clip"))
+        scheme, self.transform = linear.scheme, linear.input_transform()
+        self.acts = None
+        if scheme.act_bits is not None:
+            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.weight_scale.shape[1])
+        codes = unpack(linear.weight_packed, scheme.weight_bits, linear.in_features).unflatten(
+            1, (self.groups(linear), -1)
         )
-        codes = unpack(linear.weight_packed, linear.scheme.weight_bits, linear.in_features)
-        self.weight, self.bias, self.act_bits = codes * linear.weight_scale, linear.bias, linear.scheme.act_bits
+        zero = 0
+        if not scheme.symmetric_weights:
+            zero = unpack(linear.weight_zero_point.mT, scheme.weight_bits, linear.out_features).mT[:, :, None].float()
+        self.weight = ((codes - zero) * linear.weight_scale[:, :, None]).flatten(1)
+        self.bias, self.low_rank = linear.bias, linear.low_rank()
+
+    @staticmethod
+    def groups(linear: QuantLinear) -> int:
+        """G."""
+        return linear.weight_scale.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N]."""
-        values = transform_input(x, self.transform)
-        if self.act_bits is not None:
-            clip = 1.0 if self.transform.clip is None else self.transform.clip
-            values = fake_quantize(values, row_scale(values, self.act_bits, clip), self.act_bits)
-        return nn.functional.linear(values, self.weight, self.bias).to(x.dtype)
+        values = rounded = transform_input(x, self.transform)
+        if self.acts is not None:
+            scale, zero = input_grid(values, self.transform, self.acts)
+            rounded = fake_quantize(values, scale, self.acts.bits, zero)
+        y = nn.functional.linear(rounded, self.weight, self.bias)
+        if self.low_rank is not None:
+            taken = rounded if self.low_rank.on_codes else values
+            y = y + (taken @ self.low_rank.down.float().mT) @ self.low_rank.up.float().mT
+        return y.to(x.dtype)
 
 
 def simulate(model: nn.Module) -> nn.Module:

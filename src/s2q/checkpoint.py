@@ -1,16 +1,21 @@
 """What stands on disk: names, shapes and dtypes of a quantized linear's tensors, and the configuration beside them.
 
 A quantized transformer is an ordinary diffusers folder. Beside the untouched float tensors, each quantized linear
-has, with N outputs, K inputs and b bits (the first three as in compressed-tensors' `pack-quantized` format):
+has, with N outputs, K inputs, b bits and G groups of input channels (`weight_*` as in compressed-tensors'
+`pack-quantized` format):
 
-    weight_packed  int32   [N, ⌈K·b/32⌉]   codes, see s2q.numerics.packing
-    weight_scale   float32 [N, 1]          step size of each output channel
-    weight_shape   int64   [2]             N, K
-    input_scale    float32 [K]             diagonal scale of the input        (if the scheme has channel_scale)
-    input_left     float32 [n1, n1]        P1 of the Kronecker transform      (if the scheme has kronecker)
-    input_right    float32 [n2, n2]        P2, n1 · n2 = K
-    input_clip     float32 [1]             factor on each token's range       (if the scheme has input_clip)
-    bias           as in the float model
+    weight_packed      int32    [N, ⌈K·b/32⌉]   codes, see s2q.numerics.packing
+    weight_scale       float32  [N, G]          step size of each output channel's groups
+    weight_zero_point  int32    [⌈N·b/32⌉, G]   zero points, packed along N       (unless symmetric_weights)
+    weight_shape       int64    [2]             N, K
+    input_scale        float32  [K]             diagonal scale of the input       (if the scheme has channel_scale)
+    input_left         float32  [n1, n1]        P1 of the Kronecker transform     (if the scheme has kronecker)
+    input_right        float32  [n2, n2]        P2, n1 · n2 = K
+    input_clip         float32  [1]             factor on the range               (if the scheme has input_clip)
+    input_range        float32  [2]             lowest and highest value          (if the scheme has input_range)
+    low_rank_down      bfloat16 [r, K]          the branch beside the codes       (if the scheme has low_rank)
+    low_rank_up        bfloat16 [N, r]
+    bias               as in the float model
 
 `config.json` carries `quantization_config`, described by `QuantizationSpec`.
 """
@@ -23,8 +28,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from s2q.numerics.packing import packed_width
+from s2q.numerics.quantizer import group_count
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 QUANT_METHOD = "s2q"
 PROVENANCE_NAME = "s2q_provenance.json"
 
@@ -40,9 +46,19 @@ class SchemeSpec(BaseModel):
 
     weight_bits: int = Field(ge=2, le=8)
     act_bits: int | None = Field(None, ge=4, le=8)
+    symmetric_weights: bool = True
+    symmetric_acts: bool = True
+    group_size: int | None = Field(None, ge=1)
+    """Most input channels of a group, see `s2q.numerics.quantizer.group_count`; None is one group."""
     channel_scale: bool = False
     kronecker: bool = False
     input_clip: bool = False
+    input_range: bool = False
+    """Whether the input's range is stored instead of measured on each token."""
+    low_rank: int = Field(0, ge=0)
+    """Rank of the branch, at most the shorter side of a weight; 0 is none."""
+    low_rank_on_codes: bool = False
+    """Whether the branch multiplies the quantized input instead of the transformed one."""
     kronecker_factors: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """Input width → (n1, n2)."""
     targets: dict[str, str]
@@ -60,7 +76,10 @@ class SchemeSpec(BaseModel):
 
 
 class QuantizationSpec(BaseModel):
-    """The `quantization_config` of `config.json`, format version 1."""
+    """The `quantization_config` of `config.json`, format version 2.
+
+    Version 1 had none of groups, zero points, stored ranges and low-rank branches; it is read as well.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,11 +123,14 @@ class QuantizationSpec(BaseModel):
 
 def tensor_layout(rows: int, columns: int, scheme: SchemeSpec) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Name → (shape, dtype) of the tensors that replace a float weight [N=rows, K=columns]."""
+    groups = group_count(columns, scheme.group_size)
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "weight_packed": ((rows, packed_width(columns, scheme.weight_bits)), torch.int32),
-        "weight_scale": ((rows, 1), torch.float32),
+        "weight_scale": ((rows, groups), torch.float32),
         "weight_shape": ((2,), torch.int64),
     }
+    if not scheme.symmetric_weights:
+        layout["weight_zero_point"] = ((packed_width(rows, scheme.weight_bits), groups), torch.int32)
     if scheme.channel_scale:
         layout["input_scale"] = ((columns,), torch.float32)
     if scheme.kronecker:
@@ -117,6 +139,12 @@ def tensor_layout(rows: int, columns: int, scheme: SchemeSpec) -> dict[str, tupl
         layout["input_right"] = ((n2, n2), torch.float32)
     if scheme.input_clip:
         layout["input_clip"] = ((1,), torch.float32)
+    if scheme.input_range:
+        layout["input_range"] = ((2,), torch.float32)
+    if scheme.low_rank:
+        rank = min(scheme.low_rank, rows, columns)
+        layout["low_rank_down"] = ((rank, columns), torch.bfloat16)
+        layout["low_rank_up"] = ((rows, rank), torch.bfloat16)
     return layout
 
 

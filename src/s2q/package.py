@@ -16,7 +16,7 @@ from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
 from s2q.models.pipelines import OpenPipeline, weight_files
-from s2q.quantization.block import scheme_for, scheme_spec
+from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.storage import read_json, write_json
 from s2q.version import VERSION
@@ -151,8 +151,9 @@ def _storage(replaced_bytes: int, elements: int, kept: dict[str, Tensor], quanti
     packed, other = after(".weight_packed"), sum(tensor.nbytes for tensor in kept.values())
     parts = {
         "block weights": (replaced_bytes, packed),
-        "scales": (0, after(".weight_scale", ".weight_shape")),
-        "transforms": (0, after(".input_scale", ".input_left", ".input_right", ".input_clip")),
+        "scales": (0, after(".weight_scale", ".weight_zero_point", ".weight_shape")),
+        "transforms": (0, after(".input_scale", ".input_left", ".input_right", ".input_clip", ".input_range")),
+        "low-rank branches": (0, after(".low_rank_down", ".low_rank_up")),
         "other": (other, other),
     }
     return Storage(replaced_bytes + other, after("") + other, 8 * packed / elements, parts)

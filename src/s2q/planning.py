@@ -19,7 +19,7 @@ from s2q.checkpoint import tensor_layout
 from s2q.models.family import Family, resolve
 from s2q.models.geometry import Geometry, geometry, vae_factors
 from s2q.models.pipelines import weight_files
-from s2q.quantization.block import scheme_for, scheme_spec
+from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
@@ -154,7 +154,7 @@ def _seconds(model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, 
     if recipe.objective.token_weights:
         seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
-    if recipe.objective.kind != "none":
+    if recipe.trains:
         passes = recipe.sampler.count * recipe.optim.epochs
         training_steps = sum(map(len, kinds)) * passes / recipe.optim.batch_size
         seconds["calibration"] += passes * TRAINING_FORWARDS * forward + training_steps * SECONDS_A_STEP
@@ -216,7 +216,7 @@ def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, s
     widest = max(m.in_features for block in blocks for m in block.modules() if isinstance(m, nn.Linear))
     values = sizes.branches * sizes.tokens * _width(blocks[0], family)
     states = 2 * recipe.sampler.count * values * element if recipe.needs_samples else 0
-    training = 30 * values * 4 if recipe.objective.kind != "none" else 0
+    training = 30 * values * 4 if recipe.trains else 0
     hessians = 4 * 8 * widest**2 if recipe.uses_gptq else 0
     return parameters * element + states + training + hessians + 6 * block_parameters * 4
 

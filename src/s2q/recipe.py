@@ -47,10 +47,35 @@ class TransformSpec(_Part):
 
     channel_scale: bool = True
     """A diagonal scale of the channels first."""
-    alpha: float = Field(0.3, ge=0, le=1)
-    """Start of the scale: max|W|^(1−α) / max|x|^α per channel."""
-    kronecker: bool = True
-    """P1 ⊗ P2, each factor orthogonal · diagonal · orthogonal."""
+    alpha: float | Literal["search"] = 0.3
+    """Start of the scale: max|W|^(1−α) / max|x|^α per channel; "search" takes the α whose output error is least."""
+    statistic: Literal["max", "early", "spearman"] = "max"
+    """What max|x| is taken over: all samples; those of the first quarter of the steps; or each step apart, the steps
+    weighted by softmax(−ρ), ρ being Spearman's correlation with max|W| (PTQ4DiT's Eq. for time-pooled salience)."""
+    rotation: Literal["none", "kronecker", "hadamard"] = "kronecker"
+    """Then P1 ⊗ P2 with factors orthogonal · diagonal · orthogonal, or a Hadamard matrix with random signs."""
+    learned: bool = True
+    """Scale and Kronecker factors are trained, if the recipe trains at all; a Hadamard matrix never is."""
+
+    @model_validator(mode="after")
+    def _alpha_in_range(self) -> "TransformSpec":
+        if self.alpha != "search" and not 0 <= self.alpha <= 1:
+            raise ValueError(f'alpha must be 0..1 or "search", got {self.alpha}')
+        return self
+
+
+class LowRankSpec(_Part):
+    """A product of two thin 16-bit matrices beside the quantized weight."""
+
+    rank: int = Field(ge=1)
+    """Of the product; never more than a weight's own sides."""
+    input: Literal["float", "quantized"] = "float"
+    """What it multiplies: the transformed input, or its quantized form."""
+    start: Literal["svd", "zero"] = "svd"
+    """The largest singular directions, which are taken out of the weight before it is rounded; or nothing (one factor
+    random, the other zero), to be trained."""
+    refits: int = Field(0, ge=0)
+    """Most times that the directions are fitted again to what rounding left over."""
 
 
 class LinearScheme(_Part):
@@ -59,10 +84,46 @@ class LinearScheme(_Part):
     weight_bits: int = Field(ge=MIN_BITS, le=MAX_BITS)
     act_bits: int | None = Field(None, ge=4, le=MAX_BITS)
     """None keeps the input in floating point."""
+    symmetric_weights: bool = True
+    symmetric_acts: bool = True
+    """Asymmetric grids run from min to max and have a zero point."""
+    group_size: int | None = Field(None, ge=1)
+    """Neighbouring input channels that have a step size of their own, in weights and tokens alike; None is all."""
+    act_range: Literal["token", "static"] = "token"
+    """The range of the input: each token's own at inference, or one for all, found in calibration."""
     transform: TransformSpec | None = None
-    learned_clip: bool = False
-    """One factor on the range of each output channel, and one on that of the input's tokens."""
-    rounding: Literal["nearest", "gptq"] = "nearest"
+    weight_clip: Literal["none", "learned", "mse"] = "none"
+    """Factor on the range of each output channel: 1, trained, or the one with the least squared error of the weight."""
+    act_clip: Literal["learned"] | float = 1.0
+    """Factor on the range of the input."""
+    low_rank: LowRankSpec | None = None
+    rounding: Literal["nearest", "gptq", "adaround"] = "nearest"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "LinearScheme":
+        if self.act_clip != "learned" and not 0 < self.act_clip <= 1:
+            raise ValueError(f'act_clip must be above 0 and at most 1, or "learned", got {self.act_clip}')
+        if self.rounding == "adaround" and self.transform is not None and self.transform.learned:
+            raise ValueError("adaround learns on a fixed grid: it needs transform.learned=false")
+        if self.rounding == "adaround" and (self.weight_clip == "learned" or self.low_rank is not None):
+            raise ValueError("adaround learns on a fixed grid: it goes with neither learned weight_clip nor low_rank")
+        return self
+
+    @property
+    def learns(self) -> bool:
+        """Whether anything of it is trained."""
+        transform = self.transform is not None and self.transform.learned
+        transform = transform and (self.transform.channel_scale or self.transform.rotation == "kronecker")
+        low_rank = self.low_rank is not None and self.low_rank.start == "zero"
+        return transform or low_rank or "learned" in (self.weight_clip, self.act_clip) or self.rounding == "adaround"
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Whether statistics of the inputs are needed."""
+        scale = self.transform is not None and self.transform.channel_scale
+        svd = self.low_rank is not None and self.low_rank.start == "svd"
+        static = self.act_range == "static" and self.act_bits is not None
+        return scale or svd or static or self.rounding != "nearest" or self.learns
 
 
 class SamplerSpec(_Part):
@@ -83,6 +144,8 @@ class ObjectiveSpec(_Part):
     token_weights: bool = False
     lambda_min: float = Field(0.5, ge=0, le=1)
     lambda_max: float = Field(1.0, gt=0, le=1)
+    temporal: float = Field(0.0, ge=0)
+    """Weight γ of the distance between the frames' similarities (Q-VDiT's temporal distillation)."""
 
     @model_validator(mode="after")
     def _in_order(self) -> "ObjectiveSpec":
@@ -99,6 +162,10 @@ class OptimSpec(_Part):
     """Samples a step. One sample is both guidance branches of one (prompt, step)."""
     lr: float = Field(5e-3, gt=0)
     clip_lr: float = Field(5e-2, gt=0)
+    rounding_lr: float = Field(1e-2, gt=0)
+    """Of AdaRound's logits."""
+    rounding_penalty: float = Field(0.01, ge=0)
+    """Weight of AdaRound's regulariser."""
     propagate_error: bool = False
     """Feed each block what the quantized blocks before it make, instead of what the float ones make."""
 
@@ -121,16 +188,29 @@ class Recipe(_Part):
 
     @model_validator(mode="after")
     def _has_what_it_learns_from(self) -> "Recipe":
-        if not self.needs_samples and (self.objective.kind != "none" or self.uses_gptq):
+        schemes = {"linear": self.linear, "modulation": self.modulation}
+        if not self.needs_samples and self.objective.kind != "none":
+            raise ValueError("sampler.kind is none, but learning needs samples: choose salient, random or uniform")
+        if not self.needs_samples and any(scheme.sees_inputs for scheme in schemes.values()):
             raise ValueError(
-                "sampler.kind is none, but GPTQ and learning need samples: choose salient, random or uniform"
+                "sampler.kind is none, but this scheme looks at inputs: choose salient, random or uniform, or drop "
+                "what needs them (learned parts, channel scales, static ranges, GPTQ, AdaRound, low-rank parts)"
             )
+        if self.objective.kind == "none" and any(s.rounding == "adaround" for s in schemes.values()):
+            raise ValueError("adaround is learned: it needs objective.kind=mse")
+        if self.objective.kind == "none" and self.objective.temporal:
+            raise ValueError("objective.temporal is part of a loss: it needs objective.kind=mse")
         return self
 
     @property
     def uses_gptq(self) -> bool:
-        """Whether Hessians of the inputs are needed."""
+        """Whether weights are rounded by GPTQ."""
         return "gptq" in (self.linear.rounding, self.modulation.rounding)
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is learned by gradients."""
+        return self.objective.kind != "none" and (self.linear.learns or self.modulation.learns)
 
     @property
     def needs_samples(self) -> bool:

@@ -1,60 +1,164 @@
-"""The published methods, each a short function from bits to a `Recipe`. Nothing else in s2q knows a method's name."""
+"""The published methods, each a short function from bits to a `Recipe`. Nothing else in s2q knows a method's name.
+
+All quantize the same linears on the same budget of 40 samples, with the same bits, so that they differ in method alone;
+docs/recipes.md says where this, or the architecture, makes one depart from its paper.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 
 from pydantic import ValidationError
 
-from s2q.recipe import Bits, LinearScheme, ObjectiveSpec, OptimSpec, Recipe, SamplerSpec, TransformSpec
+from s2q.recipe import (
+    Bits,
+    LinearScheme,
+    LowRankSpec,
+    ObjectiveSpec,
+    OptimSpec,
+    Recipe,
+    SamplerSpec,
+    TransformSpec,
+)
 
 # The modulation linears see one vector a sample, so 8-bit inputs there cost nothing and save the quality that
 # fewer bits lose: docs/method.md has the measurement.
 MODULATION_ACT_BITS = 8
 
+EVENLY = SamplerSpec(kind="uniform")
 
-def _modulation_act(bits: Bits) -> int | None:
-    return None if bits.act is None else max(bits.act, MODULATION_ACT_BITS)
+
+def _schemes(bits: Bits, modulation: dict | None = None, **shared) -> dict[str, LinearScheme]:
+    """Both classes of linears under one scheme, modulation with changes of its own."""
+    act = None if bits.act is None else max(bits.act, MODULATION_ACT_BITS)
+    return {
+        "linear": LinearScheme(weight_bits=bits.weight, act_bits=bits.act, **shared),
+        "modulation": LinearScheme(weight_bits=bits.weight, act_bits=act, **{**shared, **(modulation or {})}),
+    }
 
 
 def rtn(bits: Bits) -> Recipe:
     """Round to nearest: min–max scales, no calibration. The yardstick."""
-    return Recipe(
-        name="rtn",
-        reference="round-to-nearest",
-        bits=str(bits),
-        linear=LinearScheme(weight_bits=bits.weight, act_bits=bits.act),
-        modulation=LinearScheme(weight_bits=bits.weight, act_bits=_modulation_act(bits)),
-    )
+    return Recipe(name="rtn", reference="round-to-nearest", bits=str(bits), **_schemes(bits))
 
 
 def gptq(bits: Bits) -> Recipe:
     """GPTQ on the untransformed weights, samples spread evenly over prompts and steps."""
-    return Recipe(
-        name="gptq",
-        reference="arXiv 2210.17323",
-        bits=str(bits),
-        linear=LinearScheme(weight_bits=bits.weight, act_bits=bits.act, rounding="gptq"),
-        modulation=LinearScheme(weight_bits=bits.weight, act_bits=_modulation_act(bits), rounding="gptq"),
-        sampler=SamplerSpec(kind="uniform"),
+    schemes = _schemes(bits, rounding="gptq")
+    return Recipe(name="gptq", reference="arXiv 2210.17323", bits=str(bits), **schemes, sampler=EVENLY)
+
+
+def smoothquant(bits: Bits) -> Recipe:
+    """SmoothQuant: a fixed channel scale half way between the ranges of inputs and weights, rounded to nearest."""
+    scale = TransformSpec(alpha=0.5, rotation="none", learned=False)
+    schemes = _schemes(bits, transform=scale)
+    return Recipe(name="smoothquant", reference="arXiv 2211.10438", bits=str(bits), **schemes, sampler=EVENLY)
+
+
+def quarot(bits: Bits) -> Recipe:
+    """QuaRot: Hadamard matrices with random signs, tokens clipped to 0.9 of their range, GPTQ."""
+    rotation = TransformSpec(channel_scale=False, rotation="hadamard", learned=False)
+    schemes = _schemes(bits, transform=rotation, act_clip=0.9, weight_clip="mse", rounding="gptq")
+    return Recipe(name="quarot", reference="arXiv 2404.00456", bits=str(bits), **schemes, sampler=EVENLY)
+
+
+def q_dit(bits: Bits) -> Recipe:
+    """Q-DiT: asymmetric groups of 128 channels in weights and tokens, GPTQ."""
+    schemes = _schemes(bits, group_size=128, symmetric_weights=False, symmetric_acts=False, rounding="gptq")
+    return Recipe(name="q_dit", reference="arXiv 2406.17343", bits=str(bits), **schemes, sampler=EVENLY)
+
+
+def q_diffusion(bits: Bits) -> Recipe:
+    """Q-Diffusion: one static range for all tokens, weights rounded up or down as blocks are reconstructed."""
+    schemes = _schemes(
+        bits,
+        symmetric_weights=False,
+        symmetric_acts=False,
+        act_range="static",
+        act_clip="learned",
+        weight_clip="mse",
+        rounding="adaround",
     )
+    objective = ObjectiveSpec(kind="mse")
+    return Recipe(
+        name="q_diffusion",
+        reference="arXiv 2302.04304",
+        bits=str(bits),
+        **schemes,
+        sampler=EVENLY,
+        objective=objective,
+    )
+
+
+def ptq4dit(bits: Bits) -> Recipe:
+    """PTQ4DiT: a channel scale from salience pooled over time by Spearman's ρ, then AdaRound."""
+    scale = TransformSpec(alpha=0.5, statistic="spearman", rotation="none", learned=False)
+    schemes = _schemes(bits, transform=scale, weight_clip="mse", rounding="adaround")
+    objective = ObjectiveSpec(kind="mse")
+    return Recipe(
+        name="ptq4dit", reference="arXiv 2405.16005", bits=str(bits), **schemes, sampler=EVENLY, objective=objective
+    )
+
+
+def vidit_q(bits: Bits) -> Recipe:
+    """ViDiT-Q: static-dynamic channel balancing, a scale from the early steps and then a Hadamard matrix."""
+    balance = TransformSpec(alpha=0.5, statistic="early", rotation="hadamard", learned=False)
+    schemes = _schemes(bits, transform=balance, symmetric_weights=False, symmetric_acts=False)
+    return Recipe(name="vidit_q", reference="arXiv 2406.02540", bits=str(bits), **schemes, sampler=EVENLY)
+
+
+def q_vdit(bits: Bits) -> Recipe:
+    """Q-VDiT: a trained rank-1 branch on the quantized tokens, and distillation of the frames' similarities."""
+    branch = LowRankSpec(rank=1, input="quantized", start="zero")
+    schemes = _schemes(bits, symmetric_weights=False, symmetric_acts=False, weight_clip="learned", low_rank=branch)
+    objective = ObjectiveSpec(kind="mse", temporal=100.0)
+    return Recipe(
+        name="q_vdit", reference="arXiv 2505.22167", bits=str(bits), **schemes, sampler=EVENLY, objective=objective
+    )
+
+
+def svdquant(bits: Bits) -> Recipe:
+    """SVDQuant: a searched channel scale, 32 singular directions in 16 bits, the rest in groups of 64 by GPTQ."""
+    schemes = _schemes(
+        bits,
+        modulation={"transform": None, "low_rank": None},
+        group_size=64,
+        transform=TransformSpec(alpha="search", rotation="none", learned=False),
+        low_rank=LowRankSpec(rank=32, refits=20),
+        rounding="gptq",
+    )
+    return Recipe(name="svdquant", reference="arXiv 2411.05007", bits=str(bits), **schemes, sampler=EVENLY)
 
 
 def s2q_vdit(bits: Bits) -> Recipe:
     """S²Q-VDiT: salient samples, FlatQuant's transforms learned with token-weighted distillation, then GPTQ."""
-    shared = {"transform": TransformSpec(), "learned_clip": True, "rounding": "gptq"}
+    schemes = _schemes(bits, transform=TransformSpec(), weight_clip="learned", act_clip="learned", rounding="gptq")
     return Recipe(
         name="s2q_vdit",
         reference="arXiv 2508.04016",
         bits=str(bits),
-        linear=LinearScheme(weight_bits=bits.weight, act_bits=bits.act, **shared),
-        modulation=LinearScheme(weight_bits=bits.weight, act_bits=_modulation_act(bits), **shared),
+        **schemes,
         sampler=SamplerSpec(kind="salient"),
         objective=ObjectiveSpec(kind="mse", token_weights=True),
         optim=OptimSpec(),
     )
 
 
-RECIPES: dict[str, Callable[[Bits], Recipe]] = {"s2q_vdit": s2q_vdit, "rtn": rtn, "gptq": gptq}
+RECIPES: dict[str, Callable[[Bits], Recipe]] = {
+    made.__name__: made
+    for made in (
+        s2q_vdit,
+        rtn,
+        gptq,
+        smoothquant,
+        quarot,
+        q_diffusion,
+        q_dit,
+        ptq4dit,
+        vidit_q,
+        q_vdit,
+        svdquant,
+    )
+}
 
 
 def override(base: Recipe, assignments: Sequence[str]) -> Recipe:

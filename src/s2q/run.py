@@ -219,8 +219,10 @@ def _calibrate(
     recorded = [record_calls(transformer, family, _arguments(opened, store, sample)) for sample in found.samples]
     states = [first for first, _ in recorded]
     quantized_states = states
-    steps = 0
-    if recipe.objective.kind != "none":
+    steps = frames = 0
+    if store is not None:
+        frames = store.latents(0).shape[1 + family.layout.index("F")]
+    if recipe.trains:
         steps = recipe.optim.epochs * -(-len(states) // recipe.optim.batch_size)
     with progress.stage("calibration", len(blocks) * (steps + 1)) as stage:
         for index, (name, block) in enumerate(blocks):
@@ -234,8 +236,10 @@ def _calibrate(
                         sides[k],
                         joined_tokens(family, outputs[k]),
                         weights[k][index].to(transformer.device) if weights else None,
+                        sample.step / opened.steps,
+                        frames,
                     )
-                    for k in range(len(states))
+                    for k, sample in enumerate(found.samples)
                 ]
                 groups = family.groups(block, recipe.keep_float)
                 calibrated = calibrate_block(

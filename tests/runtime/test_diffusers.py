@@ -216,9 +216,9 @@ def settings_of(config: dict) -> dict:
 
 
 HOSTILE_CONFIGS = {
-    "newer format": (lambda c: settings_of(c).update(format_version=2), "upgrade s2q"),
+    "newer format": (lambda c: settings_of(c).update(format_version=3), "upgrade s2q"),
     "unknown key": (lambda c: settings_of(c).update(rotation="magic"), "rotation"),
-    "unknown key in a scheme": (lambda c: settings_of(c)["schemes"][0].update(group_size=64), "group_size"),
+    "unknown key in a scheme": (lambda c: settings_of(c)["schemes"][0].update(tile_size=64), "tile_size"),
     "key missing": (lambda c: settings_of(c).pop("schemes"), "schemes"),
     "linear that does not exist": (
         lambda c: settings_of(c)["schemes"][0]["targets"].update({"transformer_blocks.9.attn1.to_q": "00000000"}),

@@ -21,14 +21,17 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
 
 def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     """What `s2q.runtime.reference` says the output is."""
-    codes = unpack(linear.weight_packed, linear.scheme.weight_bits, linear.in_features)
+    scheme, bits = linear.scheme, linear.scheme.weight_bits
+    zero = None
+    if not scheme.symmetric_weights:
+        zero = unpack(linear.weight_zero_point.mT, bits, linear.out_features).mT.float()
     y = reference.quantized_linear(
         x.reshape(-1, linear.in_features),
         linear.input_transform(),
-        linear.scheme.act_bits,
-        codes,
-        linear.weight_scale,
+        reference.ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.weight_scale.shape[1]),
+        reference.CodedWeight(unpack(linear.weight_packed, bits, linear.in_features), linear.weight_scale, zero),
         linear.bias,
+        linear.low_rank(),
     )
     return y.view(*x.shape[:-1], linear.out_features)
 
@@ -43,11 +46,15 @@ def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     transform=st.booleans(),
     bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    symmetric_weights=st.booleans(),
+    symmetric_acts=st.booleans(),
+    group_size=st.sampled_from([None, 1, 8, 32]),
+    input_range=st.booleans(),
 )
 def test_integers_give_the_definition_bit_for_bit(
-    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype
+    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype, **scheme
 ) -> None:
-    linear = make_linear(outputs, columns, weight_bits, act_bits, transform=transform, bias=bias)
+    linear = make_linear(outputs, columns, weight_bits, act_bits, transform=transform, bias=bias, **scheme)
     x = tokens(rows, columns, dtype=dtype)
     y = linear(x)
     assert y.dtype == dtype
@@ -193,9 +200,9 @@ class TestSharedInput:
         calls: list[int] = []
         original = module.quantize_input
 
-        def counted(x, *rest):
+        def counted(x, *rest, **more):
             calls.append(x.shape[0])
-            return original(x, *rest)
+            return original(x, *rest, **more)
 
         monkeypatch.setattr(module, "quantize_input", counted)
         return calls

@@ -107,6 +107,16 @@ def joined_tokens(family: Family, states: States) -> Tensor:
     return torch.cat([states[name] for name in family.tokens if name in states], dim=1)
 
 
+def video_slice(family: Family, states: States) -> slice:
+    """Where the video tokens stand in `joined_tokens`."""
+    start = 0
+    for name in family.tokens:
+        if name == family.states[0]:
+            return slice(start, start + states[name].shape[1])
+        start += states[name].shape[1] if name in states else 0
+    raise ValueError(f"family {family.name!r} names no video tokens: {family.states[0]!r} is not among {family.tokens}")
+
+
 def to_device(value: Any, device: torch.device | str) -> Any:
     """Move the tensors in nested dictionaries and tuples.
 

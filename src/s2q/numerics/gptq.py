@@ -18,13 +18,20 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
 
 
 def gptq_round(
-    weight: Tensor, scale: Tensor, hessian: Tensor, bits: int, damp: float = 0.01, block_size: int = 128
+    weight: Tensor,
+    scale: Tensor,
+    hessian: Tensor,
+    bits: int,
+    zero: Tensor | None = None,
+    damp: float = 0.01,
+    block_size: int = 128,
 ) -> Tensor:
-    """Codes of `weight` on the fixed grid `scale`, columns in order, each error spread over the columns to come.
+    """Codes of `weight` on a fixed grid, columns in order, each error spread over the columns to come.
 
     Args:
         weight: [N, K].
-        scale: [N, 1], step size of each row; it is not changed.
+        scale: [N, G], step size of each row's groups of K/G columns; it is not changed.
+        zero: [N, G], zero points of an asymmetric grid.
         hessian: [K, K], see `accumulate_hessian`. With a diagonal one the result is round-to-nearest.
         damp: share of the mean diagonal that is added to the diagonal.
         block_size: columns whose errors are spread lazily together; it does not change the result beyond rounding.
@@ -39,7 +46,9 @@ def gptq_round(
         raise ValueError("the GPTQ Hessian has entries that are not finite: an input of this layer overflowed")
     smallest, largest = integer_range(bits)
     work = weight.to(torch.float64, copy=True)
-    step = scale.to(torch.float64)
+    per_group = weight.shape[1] // scale.shape[1]
+    steps = scale.to(torch.float64)
+    zeros = torch.zeros_like(steps) if zero is None else zero.to(torch.float64)
     inverse = _inverse_cholesky(hessian.to(torch.float64), damp)
     codes = torch.empty_like(work)
     columns = work.shape[1]
@@ -47,9 +56,11 @@ def gptq_round(
         stop = min(start + block_size, columns)
         errors = torch.empty_like(work[:, start:stop])
         for k in range(start, stop):
-            code = (work[:, k : k + 1] / step).round_().clamp_(smallest, largest)
+            group = slice(k // per_group, k // per_group + 1)
+            step, offset = steps[:, group], zeros[:, group]
+            code = (work[:, k : k + 1] / step).round_().add_(offset).clamp_(smallest, largest)
             codes[:, k : k + 1] = code
-            error = (work[:, k : k + 1] - code * step) / inverse[k, k]
+            error = (work[:, k : k + 1] - (code - offset) * step) / inverse[k, k]
             work[:, k + 1 : stop] -= error * inverse[k, k + 1 : stop]
             errors[:, k - start : k - start + 1] = error
         work[:, stop:] -= errors @ inverse[start:stop, stop:]

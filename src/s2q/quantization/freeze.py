@@ -40,19 +40,29 @@ def freeze(linear: SimulatedLinear, scheme: LinearScheme, hessian: Tensor | None
         hessian: [K, K] of the transformed, quantized inputs; needed by GPTQ.
     """
     transform = frozen_transform(linear)
-    weight = fold(linear.weight, transform)
-    scale = linear.weight_scale(weight).float()
+    down, up = (None if t is None else t.bfloat16() for t in (linear.low_rank_down, linear.low_rank_up))
+    weight = linear.remainder(fold(linear.weight, transform))
+    bits = scheme.weight_bits
+    scale, zero = linear.round_grid if scheme.rounding == "adaround" else linear.weight_grid(weight)
+    scale = scale.float()
     if scheme.rounding == "gptq":
-        codes = gptq_round(weight, scale, hessian, scheme.weight_bits)
+        codes = gptq_round(weight, scale, hessian, bits, zero)
+    elif scheme.rounding == "adaround":
+        codes = linear.chosen_codes((linear.round_logit > 0).float()).to(torch.int8)
     else:
-        codes = quantize(weight, scale.double(), scheme.weight_bits)
+        codes = quantize(weight, scale.double(), bits, None if zero is None else zero.double())
+    packed_zero = None if zero is None else pack(zero.to(torch.int8).mT.contiguous(), bits).mT
     named = {
-        "weight_packed": pack(codes, scheme.weight_bits),
+        "weight_packed": pack(codes, bits),
         "weight_scale": scale,
+        "weight_zero_point": packed_zero,
         "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
-        "input_scale": transform.scale,
-        "input_left": transform.left,
-        "input_right": transform.right,
-        "input_clip": transform.clip,
+        **{f"input_{name}": tensor for name, tensor in transform._asdict().items()},
+        "low_rank_down": down,
+        "low_rank_up": up,
     }
-    return {name: tensor.cpu().contiguous() for name, tensor in named.items() if tensor is not None}
+    return {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in named.items()
+        if tensor is not None
+    }

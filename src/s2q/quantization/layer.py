@@ -3,23 +3,28 @@
 import torch
 from torch import Tensor, nn
 
-from s2q.numerics.quantizer import fake_quantize, row_scale
+from s2q.numerics.quantizer import affine_grid, dequantize, fake_quantize, group_count, integer_range, row_scale
+from s2q.numerics.rounding import initial_logit, soft_round_up
 from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform
 from s2q.recipe import LinearScheme
 
+# Shares of each output channel's range that weight_clip = "mse" chooses from.
+CLIPS_TRIED = [1 - 0.01 * step for step in range(60)]
+
 
 class SimulatedLinear(nn.Module):
-    """y = Q(x T) Q(T⁻¹ wᵀ) + bias with straight-through gradients; the float weight is frozen."""
+    """y = Q(x T) Q(T⁻¹ wᵀ − branch) + branch + bias with straight-through gradients; the float weight is frozen."""
 
     def __init__(self, linear: nn.Linear, scheme: LinearScheme, inputs: SharedTransform):
         super().__init__()
         self.register_buffer("weight", linear.weight.detach().float())
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self.weight_bits = scheme.weight_bits
+        self.scheme, self.weight_bits = scheme, scheme.weight_bits
+        self.groups = group_count(linear.in_features, scheme.group_size)
         # In a list, so that a transform that several linears share is not a child of each.
         self._inputs = [inputs]
-        self.clip_logit = None
-        if scheme.learned_clip:
+        self.clip_logit = self.round_logit = self.low_rank_down = self.low_rank_up = None
+        if scheme.weight_clip == "learned":
             self.clip_logit = nn.Parameter(torch.full((linear.out_features, 1), CLIP_LOGIT))
 
     @property
@@ -27,13 +32,74 @@ class SimulatedLinear(nn.Module):
         """The transform of this linear's input."""
         return self._inputs[0]
 
-    def weight_scale(self, transformed: Tensor) -> Tensor:
-        """Step size of each output channel of the transformed weight, [N, 1]."""
-        clip = 1.0 if self.clip_logit is None else self.clip_logit.sigmoid()
-        return row_scale(transformed, self.weight_bits, clip)
+    def set_branch(self, down: Tensor, up: Tensor) -> None:
+        """Give it a low-rank branch, down [r, K] and up [N, r]; trained if it starts from zero."""
+        learned = self.scheme.low_rank.start == "zero"
+        self.low_rank_down = nn.Parameter(down.float(), requires_grad=learned)
+        self.low_rank_up = nn.Parameter(up.float(), requires_grad=learned)
+
+    @torch.no_grad()
+    def start_rounding(self) -> None:
+        """Fix the grid of the weight as it is now, and make AdaRound's logits on it."""
+        weight = self.remainder(self.inputs.on_weight(self.weight))
+        scale, zero = self.weight_grid(weight)
+        ratio = weight / spread(scale, weight.shape[1])
+        self.round_grid = (scale, zero)
+        # Kept, not made again when frozen: in another precision, whole ratios may fall on the other side.
+        self.round_floor = ratio.floor() if zero is None else ratio.floor() + spread(zero, weight.shape[1])
+        self.round_logit = nn.Parameter(initial_logit(ratio))
+
+    def chosen_codes(self, up: Tensor) -> Tensor:
+        """Codes [N, K] where `up` of each weight, 0 … 1, is the way from the lower to the upper neighbour."""
+        return (self.round_floor + up).clamp(*integer_range(self.weight_bits))
+
+    def remainder(self, transformed: Tensor) -> Tensor:
+        """What of the transformed weight [N, K] is rounded: all, less the directions an SVD has taken out."""
+        if self.low_rank_up is None or self.scheme.low_rank.start != "svd":
+            return transformed
+        return transformed - (self.low_rank_up @ self.low_rank_down).to(transformed.dtype)
+
+    def weight_grid(self, remainder: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Step size and zero point of what is rounded, [N, G] each; None on symmetric grids."""
+        if self.scheme.weight_clip == "mse":
+            return self._least_error_grid(remainder)
+        return self._grid(remainder, 1.0 if self.clip_logit is None else self.clip_logit.sigmoid())
+
+    def _grid(self, weight: Tensor, clip: Tensor | float) -> tuple[Tensor, Tensor | None]:
+        if self.scheme.symmetric_weights:
+            return row_scale(weight, self.weight_bits, clip, self.groups), None
+        return affine_grid(weight, self.weight_bits, clip, self.groups)
+
+    @torch.no_grad()
+    def _least_error_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """For each output channel the clip with the least squared error of the weight."""
+        least = best = None
+        for clip in CLIPS_TRIED:
+            scale, zero = self._grid(weight, clip)
+            error = (fake_quantize(weight, scale, self.weight_bits, zero) - weight).square().sum(1, keepdim=True)
+            factor = torch.full_like(error, clip)
+            best = factor if best is None else torch.where(error < least, factor, best)
+            least = error if least is None else torch.minimum(error, least)
+        return self._grid(weight, best)
+
+    def rounded_weight(self, remainder: Tensor) -> Tensor:
+        """[N, K] on the grid, with straight-through gradients; between its two neighbours while AdaRound learns."""
+        if self.round_logit is not None:
+            return dequantize(self.chosen_codes(soft_round_up(self.round_logit)), *self.round_grid)
+        scale, zero = self.weight_grid(remainder)
+        return fake_quantize(remainder, scale, self.weight_bits, zero)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of `x`."""
-        weight = self.inputs.on_weight(self.weight)
-        weight = fake_quantize(weight, self.weight_scale(weight), self.weight_bits)
-        return nn.functional.linear(self.inputs(x), weight, self.bias).to(x.dtype)
+        weight = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        rounded = self.inputs(x)
+        y = nn.functional.linear(rounded, weight, self.bias)
+        if self.low_rank_up is not None:
+            taken = rounded if self.scheme.low_rank.input == "quantized" else self.inputs.values(x)
+            y = y + (taken @ self.low_rank_down.mT) @ self.low_rank_up.mT
+        return y.to(x.dtype)
+
+
+def spread(values: Tensor, columns: int) -> Tensor:
+    """[N, G] → [N, K], each group's value over its columns."""
+    return values.repeat_interleave(columns // values.shape[1], dim=1)

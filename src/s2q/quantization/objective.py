@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2q.models.blocks import States, joined_tokens, replay
+from s2q.models.blocks import States, joined_tokens, replay, video_slice
 from s2q.models.family import Family
+from s2q.recipe import ObjectiveSpec
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class BlockSample:
     """The float block's output tokens, [B, S, channels]."""
     weights: Tensor | None = None
     """λ, [B, S]; None weights all tokens alike."""
+    progress: float = 0.0
+    """How far its denoising is: 0 at the first step, towards 1 at the last."""
+    frames: int = 1
+    """Latent frames, into which the video tokens fall."""
 
 
 def collate(samples: list[BlockSample]) -> BlockSample:
@@ -38,6 +43,8 @@ def collate(samples: list[BlockSample]) -> BlockSample:
         {name: join([sample.sides[name] for sample in samples]) for name in first.sides},
         join([sample.target for sample in samples]),
         None if first.weights is None else join([sample.weights for sample in samples]),
+        first.progress,
+        first.frames,
     )
 
 
@@ -47,6 +54,32 @@ def weighted_error(output: Tensor, sample: BlockSample) -> Tensor:
     if sample.weights is not None:
         error = error * sample.weights
     return error.mean() / sample.target.float().square().sum(-1).mean()
+
+
+def frame_similarity(video: Tensor, frames: int) -> Tensor:
+    """Log-softmax over j of cos(frame i, frame j): [B, S, channels] → [B, F, F], S = F · tokens of a frame."""
+    flat = nn.functional.normalize(video.float().unflatten(1, (frames, -1)).flatten(2), dim=-1)
+    return (flat @ flat.mT).log_softmax(-1)
+
+
+def temporal_error(output: Tensor, target: Tensor, frames: int) -> Tensor:
+    """Q-VDiT's temporal distillation, Σ_i KL(D_i float ‖ D_i quantized), averaged over the batch.
+
+    Args:
+        output, target: the video tokens of the quantized and of the float block, [B, S, channels].
+    """
+    ours, theirs = frame_similarity(output, frames), frame_similarity(target, frames)
+    return (theirs.exp() * (theirs - ours)).sum((1, 2)).mean()
+
+
+def block_loss(family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec) -> Tensor:
+    """The recipe's objective of one block: Eq. 10, and γ times the temporal error of the video tokens."""
+    output = joined_tokens(family, states)
+    loss = weighted_error(output, sample)
+    if objective.temporal:
+        video = video_slice(family, states)
+        loss = loss + objective.temporal * temporal_error(output[:, video], sample.target[:, video], sample.frames)
+    return loss
 
 
 @torch.no_grad()

@@ -1,16 +1,24 @@
-"""What is learned about an input that one or more linears share: transform and clipping (FlatQuant, arXiv 2410.09426)."""
+"""What is done to an input that one or more linears share: transform and clipping (FlatQuant, arXiv 2410.09426)."""
 
 import torch
 from torch import Tensor, nn
 
+from s2q.numerics.hadamard import hadamard_factors, hadamard_pair
 from s2q.numerics.kronecker import cayley, kronecker_apply, kronecker_factors, random_orthogonal
-from s2q.numerics.quantizer import fake_quantize, row_scale
+from s2q.numerics.quantizer import fake_quantize, group_count
 from s2q.recipe import LinearScheme
-from s2q.runtime.reference import InputTransform, transform_input
+from s2q.runtime.reference import ActFormat, InputTransform, input_grid, transform_input
 
 CLIP_LOGIT = 4.0
 """Start of every clipping logit, as in FlatQuant: sigmoid(4) = 0.982 of the range."""
-SMALLEST_STATISTIC = 1e-5
+
+
+def rotation_factors(scheme: LinearScheme, columns: int) -> tuple[int, int] | None:
+    """n1, n2 of the scheme's rotation of inputs of `columns` channels; None if it has none."""
+    rotation = "none" if scheme.transform is None else scheme.transform.rotation
+    if rotation == "none":
+        return None
+    return kronecker_factors(columns) if rotation == "kronecker" else hadamard_factors(columns)
 
 
 class _Factor(nn.Module):
@@ -31,36 +39,54 @@ class _Factor(nn.Module):
         return (u * sigma) @ v.mT, (u / sigma) @ v.mT
 
 
+class _FixedFactor(nn.Module):
+    """An orthogonal matrix, which is its own inverse transpose."""
+
+    def __init__(self, matrix: Tensor):
+        super().__init__()
+        self.register_buffer("matrix", matrix.float())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        return self.matrix, self.matrix
+
+
 class SharedTransform(nn.Module):
     """Transform and quantization of one input, learnable, used by every linear that receives it.
 
     Args:
         columns: K.
         scheme: of the linears that share the input.
-        input_max: largest magnitude of each channel over the calibration set, [K].
-        weight_max: the same of the weights' columns over all the linears, [K].
+        scale: start of the channel scale, [K]; ignored if the scheme has none.
         generator: for the start of the rotations.
     """
 
-    def __init__(
-        self, columns: int, scheme: LinearScheme, input_max: Tensor, weight_max: Tensor, generator: torch.Generator
-    ):
+    def __init__(self, columns: int, scheme: LinearScheme, scale: Tensor, generator: torch.Generator):
         super().__init__()
-        self.act_bits = scheme.act_bits
+        self.acts = None
+        if scheme.act_bits is not None:
+            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, group_count(columns, scheme.group_size))
         spec = scheme.transform
         self.log_scale = self.left = self.right = self.clip_logit = None
+        self.register_buffer("signs", None)
+        self.register_buffer("range", None)
         if spec is not None and spec.channel_scale:
-            weight_max, input_max = weight_max.clamp(min=SMALLEST_STATISTIC), input_max.clamp(min=SMALLEST_STATISTIC)
-            scale = weight_max ** (1 - spec.alpha) / input_max**spec.alpha
-            self.log_scale = nn.Parameter((scale / scale.log().mean().exp()).log())
-        if spec is not None and spec.kronecker:
+            self.log_scale = nn.Parameter(scale.log())
+        if spec is not None and spec.rotation == "kronecker":
             n1, n2 = kronecker_factors(columns)
             self.left, self.right = _Factor(n1, generator), _Factor(n2, generator)
-        if scheme.learned_clip and scheme.act_bits is not None:
+        elif spec is not None and spec.rotation == "hadamard":
+            self.left, self.right = (_FixedFactor(matrix) for matrix in hadamard_pair(columns))
+            self.signs = torch.randint(0, 2, (columns,), generator=generator) * 2.0 - 1.0
+        if scheme.act_bits is not None and scheme.act_clip == "learned":
             self.clip_logit = nn.Parameter(torch.full((1,), CLIP_LOGIT))
+        self.fixed_clip = scheme.act_clip if scheme.act_bits is not None and scheme.act_clip != "learned" else 1.0
+        if spec is not None and not spec.learned:
+            for parameter in self.transform_parameters():
+                parameter.requires_grad_(False)
         self._factors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
         self._source: Tensor | None = None
         self._value: Tensor | None = None
+        self._rounded: Tensor | None = None
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """What the learning rate of scales and matrices applies to."""
@@ -72,20 +98,29 @@ class SharedTransform(nn.Module):
 
     def input_transform(self) -> InputTransform:
         """The transform as inference applies it, differentiable."""
-        left = right = None
+        left = right = clip = None
         if self.left is not None:
             (left, _), (right, _) = self._matrices()
-        return InputTransform(
-            None if self.log_scale is None else self.log_scale.exp(),
-            left,
-            right,
-            None if self.clip_logit is None else self.clip_logit.sigmoid(),
-        )
+        if self.clip_logit is not None:
+            clip = self.clip_logit.sigmoid()
+        elif self.fixed_clip != 1.0:
+            clip = torch.tensor([self.fixed_clip], device=self._device())
+        return InputTransform(self._scale(), left, right, clip, self.range)
+
+    def _device(self) -> torch.device | None:
+        return next((t.device for t in (*self.parameters(), *self.buffers())), None)
+
+    def _scale(self) -> Tensor | None:
+        if self.log_scale is None:
+            return self.signs
+        scale = self.log_scale.exp()
+        return scale if self.signs is None else scale * self.signs
 
     def on_weight(self, weight: Tensor) -> Tensor:
         """The inverse transform of a weight's columns, [N, K] → [N, K], so that x̂ ŵᵀ = x wᵀ."""
-        if self.log_scale is not None:
-            weight = weight / self.log_scale.exp()
+        scale = self._scale()
+        if scale is not None:
+            weight = weight / scale
         if self.left is not None:
             (_, left), (_, right) = self._matrices()
             weight = kronecker_apply(weight, left, right)
@@ -97,17 +132,22 @@ class SharedTransform(nn.Module):
             self._factors = self.left(), self.right()
         return self._factors
 
+    def values(self, x: Tensor) -> Tensor:
+        """x̂ transformed but not rounded, [..., K] float32; done once for all linears that share `x`."""
+        if self._source is not x or self._value is None:
+            self._source, self._value, self._rounded = x, transform_input(x, self.input_transform()), None
+        return self._value
+
     def forward(self, x: Tensor) -> Tensor:
         """x̂ transformed and fake-quantized, [..., K] float32; done once for all linears that share `x`."""
-        if self._source is not x or self._value is None:
-            transform = self.input_transform()
-            value = transform_input(x, transform)
-            if self.act_bits is not None:
-                clip = 1.0 if transform.clip is None else transform.clip
-                value = fake_quantize(value, row_scale(value, self.act_bits, clip), self.act_bits)
-            self._source, self._value = x, value
-        return self._value
+        values = self.values(x)
+        if self.acts is None:
+            return values
+        if self._rounded is None:
+            scale, zero = input_grid(values, self.input_transform(), self.acts)
+            self._rounded = fake_quantize(values, scale, self.acts.bits, zero)
+        return self._rounded
 
     def forget(self) -> None:
         """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""
-        self._factors = self._source = self._value = None
+        self._factors = self._source = self._value = self._rounded = None

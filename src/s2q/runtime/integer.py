@@ -6,12 +6,25 @@ written in the same order. The order of the columns does not change the sum, so 
 `s2q.runtime.reference` bit for bit.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from s2q.numerics.packing import unpack
-from s2q.numerics.quantizer import integer_range, row_scale
-from s2q.runtime.reference import InputTransform, QuantizedInput, dequantize_output, integer_product, transform_input
+from s2q.numerics.quantizer import dequantize, integer_range, quantize
+from s2q.runtime.reference import (
+    ActFormat,
+    CodedWeight,
+    InputTransform,
+    LowRank,
+    QuantizedInput,
+    input_grid,
+    integer_product,
+    low_rank_input,
+    scaled_product,
+    transform_input,
+)
 
 # Rows of int32 sums made at a time: larger temporaries fall out of the cache and page-fault.
 CHUNK_ROWS = 512
@@ -20,9 +33,28 @@ CUDA_MIN_ROWS = 17
 MIN_COLUMNS = 8
 
 
-def in_halves(bits: int, columns: int) -> bool:
+class PackedWeight(NamedTuple):
+    """A weight as it is stored."""
+
+    packed: Tensor
+    """int32 [N, words]"""
+    scale: Tensor
+    """float32 [N, G]"""
+    zero_point: Tensor | None
+    """int32 [⌈N·b/32⌉, G], packed along N; None is symmetric"""
+    bits: int
+
+    @property
+    def zero(self) -> Tensor | None:
+        """Zero points as whole numbers, float32 [N, G]."""
+        if self.zero_point is None:
+            return None
+        return unpack(self.zero_point.mT, self.bits, self.packed.shape[0]).mT.float()
+
+
+def in_halves(bits: int, columns: int, groups: int) -> bool:
     """Whether codes stand as (even columns, odd columns) instead of in their natural order."""
-    return bits == 4 and columns % 8 == 0
+    return bits == 4 and columns % 8 == 0 and groups == 1
 
 
 def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: int) -> str | None:
@@ -39,24 +71,38 @@ def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: i
     return None
 
 
-def quantize_input(x: Tensor, transform: InputTransform, bits: int, halves: bool) -> QuantizedInput:
-    """`reference.quantize_input` with the codes in the order of `in_halves`: x [M, K] → codes int8 [M, K]."""
-    x = transform_input(x, transform)
-    scale = row_scale(x, bits, 1.0 if transform.clip is None else transform.clip)
-    smallest, largest = integer_range(bits)
-    # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
-    ratio = (x / scale).round_().clamp_(smallest, largest)
+def quantize_input(
+    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep_values: bool = False
+) -> QuantizedInput:
+    """`reference.quantize_input` with the codes in the order of `in_halves`: x [M, K] → codes int8 [M, K].
+
+    Args:
+        keep_values: a low-rank branch needs x̂.
+    """
+    values = transform_input(x, transform)
+    scale, zero = input_grid(values, transform, acts)
+    kept = values if keep_values else None
     if not halves:
-        return QuantizedInput(ratio.to(torch.int8), scale)
+        return QuantizedInput(quantize(values, scale, acts.bits, zero), scale, zero, kept)
+    smallest, largest = integer_range(acts.bits)
+    # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
+    ratio = (values / scale).round_()
+    ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
     rows, columns = ratio.shape
     codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
     codes.copy_(ratio.view(rows, columns // 2, 2).mT)
-    return QuantizedInput(codes.view(rows, columns), scale)
+    return QuantizedInput(codes.view(rows, columns), scale, zero, kept)
 
 
-def unpack_weight(packed: Tensor, bits: int, columns: int) -> Tensor:
+def in_natural_order(inputs: QuantizedInput) -> QuantizedInput:
+    """The same input with its codes taken out of the order of halves."""
+    rows, columns = inputs.codes.shape
+    return inputs._replace(codes=inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns))
+
+
+def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tensor:
     """int32 [N, words] → int8 [N, K], columns in the order of `in_halves`."""
-    if not in_halves(bits, columns):
+    if not halves:
         return unpack(packed, bits, columns)
     data = packed.contiguous().view(torch.uint8)
     out = torch.empty(data.shape[0], 2, columns // 2, dtype=torch.uint8, device=packed.device)
@@ -67,26 +113,36 @@ def unpack_weight(packed: Tensor, bits: int, columns: int) -> Tensor:
 
 
 def multiply(
-    inputs: QuantizedInput,
-    packed: Tensor,
-    weight_bits: int,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
+    inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, dtype: torch.dtype
 ) -> Tensor:
-    """Quantized input times packed weight: codes int8 [M, K], packed int32 [N, words] → [M, N] of `dtype`."""
+    """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
     rows, columns = inputs.codes.shape
-    weight = unpack_weight(packed, weight_bits, columns)
-    if why_not_int_mm(weight.device, weight_bits, weight.shape[0], columns):
-        total = integer_product(inputs.codes, weight)
-        return dequantize_output(total, inputs.scale, weight_scale, bias).to(dtype)
+    groups = weight.scale.shape[1]
+    halves = in_halves(weight.bits, columns, groups)
+    codes = unpack_weight(weight.packed, weight.bits, columns, halves)
+    coded = CodedWeight(codes, weight.scale, weight.zero)
+    declined = why_not_int_mm(codes.device, weight.bits, codes.shape[0], columns // groups)
+    product = integer_product if declined else _int_mm
+    middle = None
+    if low_rank is not None:
+        middle = low_rank_input(in_natural_order(inputs) if halves and low_rank.on_codes else inputs, low_rank)
+        up = low_rank.up.float().mT
+
+    def part(own: slice) -> Tensor:
+        chosen = QuantizedInput(
+            inputs.codes[own], inputs.scale[own], None if inputs.zero is None else inputs.zero[own], None
+        )
+        y = scaled_product(chosen, coded, product)
+        if middle is not None:
+            y = y.add_(middle[own] @ up)
+        return y if bias is None else y.add_(bias.float())
+
     if rows <= CHUNK_ROWS:
-        return dequantize_output(_int_mm(inputs.codes, weight), inputs.scale, weight_scale, bias).to(dtype)
-    out = torch.empty(rows, weight.shape[0], dtype=dtype, device=weight.device)
+        return part(slice(0, rows)).to(dtype)
+    out = torch.empty(rows, codes.shape[0], dtype=dtype, device=codes.device)
     for start in range(0, rows, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, rows)
-        total = _int_mm(inputs.codes[start:stop], weight)
-        out[start:stop] = dequantize_output(total, inputs.scale[start:stop], weight_scale, bias)
+        own = slice(start, min(start + CHUNK_ROWS, rows))
+        out[own] = part(own)
     return out
 
 
@@ -98,15 +154,23 @@ def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:
     return torch._int_mm(codes, weight.mT)
 
 
-def weight_only(x: Tensor, packed: Tensor, weight_bits: int, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+def weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None) -> Tensor:
     """Float activations times packed weights: x float32 [M, K] → float32 [M, N].
 
     The float weight exists for CHUNK_ROWS output channels at a time.
     """
-    outputs = packed.shape[0]
+    outputs, zero = weight.packed.shape[0], weight.zero
     out = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
     for start in range(0, outputs, CHUNK_ROWS):
-        stop = min(start + CHUNK_ROWS, outputs)
-        weight = unpack(packed[start:stop], weight_bits, x.shape[1]).to(x.dtype) * weight_scale[start:stop]
-        out[:, start:stop] = x @ weight.mT
+        own = slice(start, min(start + CHUNK_ROWS, outputs))
+        codes = unpack(weight.packed[own], weight.bits, x.shape[1])
+        out[:, own] = x @ dequantize(codes, weight.scale[own], None if zero is None else zero[own]).to(x.dtype).mT
+    if low_rank is not None:
+        out += (x @ low_rank.down.to(x.dtype).mT) @ low_rank.up.to(x.dtype).mT
     return out if bias is None else out.add_(bias.float())
+
+
+def float_weight(weight: PackedWeight, columns: int, low_rank: LowRank | None) -> Tensor:
+    """The weight that the codes and the branch stand for, behind the transform: float32 [N, K]."""
+    values = dequantize(unpack(weight.packed, weight.bits, columns), weight.scale, weight.zero)
+    return values if low_rank is None else values + low_rank.up.float() @ low_rank.down.float()

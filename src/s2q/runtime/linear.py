@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from s2q.checkpoint import SchemeSpec, tensor_layout
 from s2q.numerics.kronecker import kronecker_apply
-from s2q.numerics.packing import unpack
-from s2q.runtime.integer import in_halves, multiply, quantize_input
+from s2q.runtime.integer import PackedWeight, float_weight, in_halves, multiply, quantize_input
 from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
-from s2q.runtime.reference import InputTransform, QuantizedInput
+from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
 
 
 class SharedInput:
@@ -82,43 +81,59 @@ class QuantLinear(nn.Linear):
 
     def input_transform(self) -> InputTransform:
         """What is done to the input before it is rounded."""
-        names = ("input_scale", "input_left", "input_right", "input_clip")
-        return InputTransform(*(getattr(self, name, None) for name in names))
+        return InputTransform(*(getattr(self, f"input_{name}", None) for name in InputTransform._fields))
+
+    def packed_weight(self) -> PackedWeight:
+        """The weight as it is stored."""
+        zero_point = getattr(self, "weight_zero_point", None)
+        return PackedWeight(self.weight_packed, self.weight_scale, zero_point, self.scheme.weight_bits)
+
+    def low_rank(self) -> LowRank | None:
+        """The branch beside the codes, if there is one."""
+        if not self.scheme.low_rank:
+            return None
+        return LowRank(self.low_rank_down, self.low_rank_up, self.scheme.low_rank_on_codes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of `x`."""
-        scheme, rows = self.scheme, x.reshape(-1, self.in_features)
+        scheme = self.scheme
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
         if direct or (torch.is_grad_enabled() and x.requires_grad):
-            act_bits = WEIGHT_ONLY if scheme.act_bits is None else scheme.act_bits
+            low_rank = self.low_rank()
             y = quantized_linear(
-                rows,
-                self.weight_packed,
-                self.weight_scale,
+                x.reshape(-1, self.in_features),
+                *self.packed_weight()[:3],
                 self.bias,
                 *self.input_transform(),
+                None if low_rank is None else low_rank.down,
+                None if low_rank is None else low_rank.up,
                 scheme.weight_bits,
-                act_bits,
+                WEIGHT_ONLY if scheme.act_bits is None else scheme.act_bits,
+                scheme.symmetric_acts,
+                scheme.low_rank_on_codes,
             )
         else:
-            y = multiply(
-                self.quantized_input(x), self.weight_packed, scheme.weight_bits, self.weight_scale, self.bias, x.dtype
-            )
+            y = multiply(self.quantized_input(x), self.packed_weight(), self.bias, self.low_rank(), x.dtype)
         return y.view(*x.shape[:-1], self.out_features)
 
     def quantized_input(self, x: Tensor) -> QuantizedInput:
         """Transform and quantize `x` [..., K], or take it from a linear of the group that just did."""
 
         def make() -> QuantizedInput:
-            rows = x.reshape(-1, self.in_features)
-            halves = in_halves(self.scheme.weight_bits, self.in_features)
-            return quantize_input(rows, self.input_transform(), self.scheme.act_bits, halves)
+            scheme, groups = self.scheme, self.weight_scale.shape[1]
+            return quantize_input(
+                x.reshape(-1, self.in_features),
+                self.input_transform(),
+                ActFormat(scheme.act_bits, scheme.symmetric_acts, groups),
+                in_halves(scheme.weight_bits, self.in_features, groups),
+                keep_values=scheme.low_rank > 0,
+            )
 
         return make() if self.shared_input is None else self.shared_input.get(x, make)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """The float linear with the same weight, the transform undone; inputs are no longer quantized."""
-        weight = unpack(self.weight_packed, self.scheme.weight_bits, self.in_features).float() * self.weight_scale
+        weight = float_weight(self.packed_weight(), self.in_features, self.low_rank())
         transform = self.input_transform()
         if transform.left is not None:
             weight = kronecker_apply(weight, transform.left.mT, transform.right.mT)

@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
-from s2q.numerics.packing import unpack
-from s2q.runtime.integer import in_halves, multiply, quantize_input, weight_only
-from s2q.runtime.reference import InputTransform, transform_input
+from s2q.runtime.integer import PackedWeight, float_weight, in_halves, multiply, quantize_input, weight_only
+from s2q.runtime.reference import ActFormat, InputTransform, LowRank, transform_input
 
 WEIGHT_ONLY = 0
 """Value of `act_bits` for inputs that stay in floating point (an operator's schema has no optional int that traces)."""
@@ -17,43 +16,55 @@ def quantized_linear(
     x: Tensor,
     packed: Tensor,
     weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
     bias: Tensor | None,
     input_scale: Tensor | None,
     input_left: Tensor | None,
     input_right: Tensor | None,
     input_clip: Tensor | None,
+    input_range: Tensor | None,
+    low_rank_down: Tensor | None,
+    low_rank_up: Tensor | None,
     weight_bits: int,
     act_bits: int,
+    symmetric_acts: bool,
+    low_rank_on_codes: bool,
 ) -> Tensor:
-    """x [M, K], packed int32 [N, words], weight_scale float32 [N, 1] → [M, N] in the dtype of `x`."""
-    transform = InputTransform(input_scale, input_left, input_right, input_clip)
+    """x [M, K], packed int32 [N, words], weight_scale float32 [N, G] → [M, N] in the dtype of `x`."""
+    transform = InputTransform(input_scale, input_left, input_right, input_clip, input_range)
+    weight = PackedWeight(packed, weight_scale, weight_zero_point, weight_bits)
+    low_rank = None if low_rank_down is None else LowRank(low_rank_down, low_rank_up, low_rank_on_codes)
     if act_bits == WEIGHT_ONLY:
-        return weight_only(transform_input(x, transform), packed, weight_bits, weight_scale, bias).to(x.dtype)
-    inputs = quantize_input(x, transform, act_bits, in_halves(weight_bits, x.shape[1]))
-    return multiply(inputs, packed, weight_bits, weight_scale, bias, x.dtype)
+        return weight_only(transform_input(x, transform), weight, bias, low_rank).to(x.dtype)
+    groups = weight_scale.shape[1]
+    acts = ActFormat(act_bits, symmetric_acts, groups)
+    halves = in_halves(weight_bits, x.shape[1], groups)
+    inputs = quantize_input(x, transform, acts, halves, keep_values=low_rank is not None)
+    return multiply(inputs, weight, bias, low_rank, x.dtype)
 
 
 @quantized_linear.register_fake
-def _(x, packed, weight_scale, bias, input_scale, input_left, input_right, input_clip, weight_bits, act_bits):
+def _(x, packed, *args):
     return x.new_empty(x.shape[0], packed.shape[0])
 
 
 def _save(ctx, inputs, output):
-    x, packed, weight_scale, _, input_scale, left, right, _, ctx.weight_bits, _ = inputs
+    (x, packed, weight_scale, zero_point, _, input_scale, left, right, _, _, down, up, ctx.weight_bits, *_) = inputs
     ctx.columns, ctx.dtype = x.shape[1], x.dtype
-    ctx.save_for_backward(packed, weight_scale, input_scale, left, right)
+    ctx.save_for_backward(packed, weight_scale, zero_point, input_scale, left, right, down, up)
 
 
 def _backward(ctx, gradient):
     """Gradient of the input alone, rounding passed straight through; everything quantized is frozen."""
-    packed, weight_scale, input_scale, left, right = ctx.saved_tensors
-    weight = unpack(packed, ctx.weight_bits, ctx.columns).float() * weight_scale
+    packed, weight_scale, zero_point, input_scale, left, right, down, up = ctx.saved_tensors
+    low_rank = None if down is None else LowRank(down, up)
+    weight = float_weight(PackedWeight(packed, weight_scale, zero_point, ctx.weight_bits), ctx.columns, low_rank)
     gradient = gradient.float() @ weight
     if left is not None:
         gradient = kronecker_apply(gradient, left.mT, right.mT)
     if input_scale is not None:
         gradient = gradient * input_scale
-    return (gradient.to(ctx.dtype), *[None] * 9)
+    return (gradient.to(ctx.dtype), *[None] * 15)
 
 
 quantized_linear.register_autograd(_backward, setup_context=_save)

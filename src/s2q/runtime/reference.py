@@ -1,20 +1,22 @@
 """The plain-torch definition of the quantized linear: the oracle of the tests and the path of last resort.
 
-    x̂ = (x · c)(P1 ⊗ P2)                   transform, in float32
-    Δ = clip · max|x̂| / (2^(b−1) − 1)      one step size a token
-    a = clamp(round(x̂ / Δ))                 int8
-    y = (Σ_k a_k w_k) · Δ · Δ_w + bias      the sum exact, in int32
+    x̂ = (x · c)(P1 ⊗ P2)                        transform, in float32
+    a = clamp(round(x̂ / Δ_a) + z_a)              int8, Δ_a and z_a of each token (and group of channels)
+    y = Σ_g (Σ_{k∈g} (a_k − z_a)(w_k − z_w)) · Δ_a · Δ_w + low-rank branch + bias
 
-Notation: M rows (tokens), K in-features, N out-features.
+The inner sum is exact, in int32; groups are added in order, in float32. Symmetric grids have z = 0.
+
+Notation: M rows (tokens), K in-features, N out-features, G groups of K/G channels, r rank.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
-from s2q.numerics.quantizer import quantize, row_scale
+from s2q.numerics.quantizer import affine_grid, dequantize, quantize, range_grid, row_scale
 
 
 class InputTransform(NamedTuple):
@@ -27,7 +29,18 @@ class InputTransform(NamedTuple):
     right: Tensor | None = None
     """[n2, n2]"""
     clip: Tensor | None = None
-    """[1]"""
+    """[1], factor on the range"""
+    range: Tensor | None = None
+    """[2], lowest and highest value of all tokens; None is each token's own range"""
+
+
+class ActFormat(NamedTuple):
+    """How the codes of an input are made."""
+
+    bits: int
+    symmetric: bool = True
+    groups: int = 1
+    """G"""
 
 
 class QuantizedInput(NamedTuple):
@@ -36,7 +49,36 @@ class QuantizedInput(NamedTuple):
     codes: Tensor
     """int8 [M, K]"""
     scale: Tensor
-    """float32 [M, 1]"""
+    """float32 [M, G]"""
+    zero: Tensor | None = None
+    """float32 whole numbers [M, G]; None is symmetric"""
+    values: Tensor | None = None
+    """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
+
+
+class CodedWeight(NamedTuple):
+    """A weight as the integer product takes it."""
+
+    codes: Tensor
+    """int8 [N, K]"""
+    scale: Tensor
+    """float32 [N, G]"""
+    zero: Tensor | None = None
+    """float32 whole numbers [N, G]; None is symmetric"""
+
+
+class LowRank(NamedTuple):
+    """y += (x̂ · downᵀ) · upᵀ"""
+
+    down: Tensor
+    """bfloat16 [r, K]"""
+    up: Tensor
+    """bfloat16 [N, r]"""
+    on_codes: bool = False
+    """Whether it multiplies the quantized input instead of x̂."""
+
+
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 def transform_input(x: Tensor, transform: InputTransform) -> Tensor:
@@ -49,11 +91,25 @@ def transform_input(x: Tensor, transform: InputTransform) -> Tensor:
     return x
 
 
-def quantize_input(x: Tensor, transform: InputTransform, bits: int) -> QuantizedInput:
+def input_grid(x: Tensor, transform: InputTransform, acts: ActFormat) -> tuple[Tensor, Tensor | None]:
+    """Δ_a and z_a of transformed tokens x̂ [..., K]: each [..., G], z_a None on symmetric grids."""
+    clip = 1.0 if transform.clip is None else transform.clip
+    if transform.range is None:
+        if acts.symmetric:
+            return row_scale(x, acts.bits, clip, acts.groups), None
+        return affine_grid(x, acts.bits, clip, acts.groups)
+    shape = (*x.shape[:-1], 1)
+    if acts.symmetric:
+        return row_scale(transform.range, acts.bits, clip).expand(shape), None
+    scale, zero = range_grid(transform.range[:1], transform.range[1:], acts.bits, clip)
+    return scale.expand(shape), zero.expand(shape)
+
+
+def quantize_input(x: Tensor, transform: InputTransform, acts: ActFormat) -> QuantizedInput:
     """Transform and quantize the tokens `x` [M, K]."""
-    x = transform_input(x, transform)
-    scale = row_scale(x, bits, 1.0 if transform.clip is None else transform.clip)
-    return QuantizedInput(quantize(x, scale, bits), scale)
+    values = transform_input(x, transform)
+    scale, zero = input_grid(values, transform, acts)
+    return QuantizedInput(quantize(values, scale, acts.bits, zero), scale, zero, values)
 
 
 def integer_product(codes: Tensor, weight: Tensor) -> Tensor:
@@ -64,16 +120,48 @@ def integer_product(codes: Tensor, weight: Tensor) -> Tensor:
     return (codes.double() @ weight.double().mT).to(torch.int32)
 
 
-def dequantize_output(total: Tensor, scale: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """int32 [M, N] → float32 [M, N]: times the token's step, times the channel's, plus bias."""
-    y = total.float().mul_(scale).mul_(weight_scale.mT)
-    return y if bias is None else y.add_(bias.float())
+def scaled_product(inputs: QuantizedInput, weight: CodedWeight, product: Product) -> Tensor:
+    """Σ_g of the module's docstring: float32 [M, N].
+
+    Args:
+        product: the exact integer product of codes, int8 [M, k] and int8 [N, k] → int32 [M, N].
+    """
+    groups = weight.scale.shape[1]
+    y = None
+    for group, (a, w) in enumerate(zip(inputs.codes.chunk(groups, 1), weight.codes.chunk(groups, 1), strict=True)):
+        total = product(a, w)
+        column = slice(group, group + 1)
+        own = slice(0, 1) if inputs.scale.shape[1] == 1 else column
+        zero_a = None if inputs.zero is None else inputs.zero[:, own].to(torch.int32)
+        if zero_a is not None:
+            total = total - zero_a * w.sum(1, dtype=torch.int32)
+        if weight.zero is not None:
+            zero_w = weight.zero[:, column].to(torch.int32).mT
+            total = total - a.sum(1, keepdim=True, dtype=torch.int32) * zero_w
+            if zero_a is not None:
+                total = total + a.shape[1] * zero_a * zero_w
+        part = total.float().mul_(inputs.scale[:, own]).mul_(weight.scale[:, column].mT)
+        y = part if y is None else y.add_(part)
+    return y
+
+
+def low_rank_input(inputs: QuantizedInput, low_rank: LowRank) -> Tensor:
+    """What the branch passes through its narrow middle: float32 [M, r]."""
+    x = dequantize(inputs.codes, inputs.scale, inputs.zero) if low_rank.on_codes else inputs.values
+    return x @ low_rank.down.float().mT
 
 
 def quantized_linear(
-    x: Tensor, transform: InputTransform, act_bits: int, codes: Tensor, weight_scale: Tensor, bias: Tensor | None
+    x: Tensor,
+    transform: InputTransform,
+    acts: ActFormat,
+    weight: CodedWeight,
+    bias: Tensor | None,
+    low_rank: LowRank | None = None,
 ) -> Tensor:
-    """The whole definition: x [M, K], codes int8 [N, K], weight_scale [N, 1] → [M, N] in the dtype of `x`."""
-    inputs = quantize_input(x, transform, act_bits)
-    total = integer_product(inputs.codes, codes)
-    return dequantize_output(total, inputs.scale, weight_scale, bias).to(x.dtype)
+    """The whole definition: x [M, K] → [M, N] in the dtype of `x`."""
+    inputs = quantize_input(x, transform, acts)
+    y = scaled_product(inputs, weight, integer_product)
+    if low_rank is not None:
+        y = y.add_(low_rank_input(inputs, low_rank) @ low_rank.up.float().mT)
+    return (y if bias is None else y.add_(bias.float())).to(x.dtype)

@@ -1,0 +1,84 @@
+"""Train what a simulated block can learn, against the float block's outputs."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from s2q.models.blocks import replay
+from s2q.models.family import Family
+from s2q.numerics.rounding import penalty_exponent, rounding_penalty
+from s2q.quantization.layer import SimulatedLinear
+from s2q.quantization.objective import BlockSample, block_loss, collate
+from s2q.quantization.transforms import SharedTransform
+from s2q.recipe import OptimSpec, Recipe
+
+
+def linears_of(simulated: nn.Module) -> list[SimulatedLinear]:
+    """All simulated linears of a block."""
+    return [module for module in simulated.modules() if isinstance(module, SimulatedLinear)]
+
+
+def transforms_of(simulated: nn.Module) -> list[SharedTransform]:
+    """Their transforms, each once."""
+    return list({id(linear.inputs): linear.inputs for linear in linears_of(simulated)}.values())
+
+
+def _parameter_groups(simulated: nn.Module, optim: OptimSpec) -> list[dict]:
+    linears, transforms = linears_of(simulated), transforms_of(simulated)
+    matrices = [p for transform in transforms for p in transform.transform_parameters()]
+    matrices += [p for linear in linears for p in (linear.low_rank_down, linear.low_rank_up) if p is not None]
+    clips = [p for transform in transforms for p in transform.clip_parameters()]
+    clips += [linear.clip_logit for linear in linears if linear.clip_logit is not None]
+    roundings = [linear.round_logit for linear in linears if linear.round_logit is not None]
+    rates = ((matrices, optim.lr), (clips, optim.clip_lr), (roundings, optim.rounding_lr))
+    chosen = [([p for p in params if p.requires_grad], lr) for params, lr in rates]
+    return [{"params": params, "lr": lr} for params, lr in chosen if params]
+
+
+def _rounding_loss(simulated: nn.Module, progress: float, optim: OptimSpec) -> Tensor | float:
+    """AdaRound's regulariser: the mean over weights, so that its share does not grow with the width."""
+    exponent = penalty_exponent(progress)
+    logits = [linear.round_logit for linear in linears_of(simulated) if linear.round_logit is not None]
+    if exponent is None or not logits:
+        return 0.0
+    count = sum(logit.numel() for logit in logits)
+    return optim.rounding_penalty * sum(rounding_penalty(logit, exponent) for logit in logits) / count
+
+
+def learn(
+    simulated: nn.Module,
+    family: Family,
+    recipe: Recipe,
+    samples: list[BlockSample],
+    seed: int,
+    on_step: Callable[[], None],
+) -> None:
+    """AdamW with a cosine schedule on the recipe's objective; the simulated block is changed in place.
+
+    Args:
+        seed: of the order of the samples.
+        on_step: called after each optimisation step.
+    """
+    optim = recipe.optim
+    transforms = transforms_of(simulated)
+    # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
+    optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0)
+    steps = optim.epochs * -(-len(samples) // optim.batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-3 * optim.lr)
+    generator = torch.Generator().manual_seed(seed)
+    done = 0
+    for _ in range(optim.epochs):
+        order = torch.randperm(len(samples), generator=generator).tolist()
+        for start in range(0, len(order), optim.batch_size):
+            batch = collate([samples[index] for index in order[start : start + optim.batch_size]])
+            states = replay(simulated, family, batch.states, batch.sides)
+            loss = block_loss(family, states, batch, recipe.objective) + _rounding_loss(simulated, done / steps, optim)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            for transform in transforms:
+                transform.forget()
+            done += 1
+            on_step()

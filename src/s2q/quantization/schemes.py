@@ -1,0 +1,33 @@
+"""Which scheme a linear has, and how the checkpoint describes it."""
+
+from s2q.checkpoint import SchemeSpec
+from s2q.models.family import Family
+from s2q.quantization.transforms import rotation_factors
+from s2q.recipe import LinearScheme, Recipe
+
+
+def scheme_for(recipe: Recipe, family: Family, name: str) -> LinearScheme:
+    """How the linear `name` (inside a block) is quantized."""
+    return recipe.modulation if family.is_modulation(name) else recipe.linear
+
+
+def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
+    """How the checkpoint describes `scheme` for a linear of K = `columns` inputs, without targets."""
+    factors = rotation_factors(scheme, columns)
+    transform, acts = scheme.transform, scheme.act_bits is not None
+    signs = transform is not None and transform.rotation == "hadamard"
+    return SchemeSpec(
+        weight_bits=scheme.weight_bits,
+        act_bits=scheme.act_bits,
+        symmetric_weights=scheme.symmetric_weights,
+        symmetric_acts=scheme.symmetric_acts,
+        group_size=scheme.group_size,
+        channel_scale=signs or (transform is not None and transform.channel_scale),
+        kronecker=factors is not None,
+        input_clip=acts and scheme.act_clip != 1.0,
+        input_range=acts and scheme.act_range == "static",
+        low_rank=0 if scheme.low_rank is None else scheme.low_rank.rank,
+        low_rank_on_codes=scheme.low_rank is not None and scheme.low_rank.input == "quantized",
+        kronecker_factors={} if factors is None else {str(columns): factors},
+        targets={},
+    )
