@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from diffusers import CogVideoXTransformer3DModel
 from tiny import CALL, PROMPTS, cheap, make_pipeline, make_transformer
+from tiny_families import FAMILIES, TinyFamily
 
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.pipelines import OpenPipeline, open_pipeline
@@ -28,6 +30,29 @@ def transformer() -> CogVideoXTransformer3DModel:
 def opened(tiny_pipeline: Path) -> OpenPipeline:
     """The tiny pipeline, freshly loaded."""
     return open_pipeline(str(tiny_pipeline), **CALL)
+
+
+@pytest.fixture(scope="session")
+def family_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Family → folder of its tiny pipeline; tests must not change them."""
+    parent = tmp_path_factory.mktemp("families")
+    return {name: family.make_pipeline(parent / name) for name, family in FAMILIES.items()}
+
+
+@pytest.fixture(params=FAMILIES)
+def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
+    """Each family in turn."""
+    return FAMILIES[request.param]
+
+
+@pytest.fixture
+def open_family(family_pipelines: dict[str, Path]) -> Callable[..., OpenPipeline]:
+    """(family, settings of `open_pipeline`) → its tiny pipeline, freshly loaded."""
+
+    def open_it(name: str, **settings: Any) -> OpenPipeline:
+        return open_pipeline(str(family_pipelines[name]), **(dict(FAMILIES[name].call) | settings))
+
+    return open_it
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,14 @@
 """A plan must be true: its sizes are those of the paper, and those that packing really makes."""
 
+import inspect
 import json
 from pathlib import Path
 
+import diffusers
 import pytest
 
+from s2q.models import resolve
+from s2q.models.geometry import geometry, vae_factors
 from s2q.models.pipelines import default_call
 from s2q.planning import Plan, plan
 from s2q.recipes import get_recipe
@@ -59,6 +63,94 @@ def test_every_linear_of_the_blocks_is_a_target_the_modulation_too(made: Plan):
 
 def test_tokens_are_those_of_the_published_size(made: Plan):
     assert made.tokens == 17_776
+
+
+# The published configurations as far as they decide sizes: transformer, VAE, the call (None: the pipeline's default) →
+# latent, video tokens, tokens in self-attention, guidance branches.
+WAN_VAE = {"_class_name": "AutoencoderKLWan", "z_dim": 16}
+RELEASED = {
+    "CogVideoX-2B": (
+        {"_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 30, "num_layers": 30},
+        {"_class_name": "AutoencoderKLCogVideoX", "block_out_channels": [128, 256, 256, 512]},
+        {"num_frames": 49, "height": 480, "width": 720},
+        ((13, 60, 90), 17_550, 17_550 + 226, 2),
+    ),
+    "CogVideoX-2B by default": (
+        {"_class_name": "CogVideoXTransformer3DModel", "num_attention_heads": 30, "num_layers": 30},
+        {"_class_name": "AutoencoderKLCogVideoX", "block_out_channels": [128, 256, 256, 512]},
+        {"num_frames": None, "guidance_scale": 1.0},
+        ((13, 60, 90), 17_550, 17_550 + 226, 1),
+    ),
+    "Wan2.1-T2V-1.3B": (
+        {"_class_name": "WanTransformer3DModel", "num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
+        WAN_VAE,
+        {"num_frames": 81, "height": 480, "width": 832},
+        ((21, 60, 104), 32_760, 32_760, 2),
+    ),
+    "Wan2.1-T2V-14B": (
+        {"_class_name": "WanTransformer3DModel", "patch_size": [1, 2, 2]},
+        WAN_VAE,
+        {"height": 720, "width": 1280},
+        ((21, 90, 160), 75_600, 75_600, 2),
+    ),
+    "Wan2.2-TI2V-5B": (
+        {"_class_name": "WanTransformer3DModel", "in_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336},
+        WAN_VAE | {"z_dim": 48, "patch_size": 2, "scale_factor_spatial": 16, "scale_factor_temporal": 4},
+        {"num_frames": 121, "height": 704, "width": 1280},
+        ((31, 44, 80), 27_280, 27_280, 2),
+    ),
+    "HunyuanVideo": (
+        {"_class_name": "HunyuanVideoTransformer3DModel"},
+        {"_class_name": "AutoencoderKLHunyuanVideo", "spatial_compression_ratio": 8, "temporal_compression_ratio": 4},
+        {"num_frames": 129, "height": 720, "width": 1280},
+        ((33, 90, 160), 118_800, 118_800 + 256, 1),
+    ),
+    "HunyuanVideo by default": (
+        {"_class_name": "HunyuanVideoTransformer3DModel"},
+        {"_class_name": "AutoencoderKLHunyuanVideo"},
+        {"true_cfg_scale": 6.0, "negative_prompt": "blurred", "max_sequence_length": 128},
+        ((33, 90, 160), 118_800, 118_800 + 128, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_sizes_of_a_call_are_those_of_the_released_models(name: str):
+    config, vae, call, (latent, video, tokens, branches) = RELEASED[name]
+    model_class = getattr(diffusers, config["_class_name"])
+    parameters = inspect.signature(model_class.__init__).parameters
+    whole = {key: parameter.default for key, parameter in parameters.items()} | config
+    sizes = geometry(resolve(config["_class_name"]), whole, vae_factors(vae), call)
+    assert (sizes.latent, sizes.video, sizes.tokens, sizes.branches) == (latent, video, tokens, branches)
+    assert sizes.steps == 50
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "parameters", "linears"),
+    [
+        # Published sizes; linears of the blocks: 10 a Wan block, 14 a dual and 6 a single block of HunyuanVideo.
+        ("Wan2.1-T2V-1.3B", "s2q_vdit", 1_418_996_800, 30 * 10),
+        ("HunyuanVideo", "rtn", 12_821_012_544, 20 * 14 + 40 * 6),
+    ],
+)
+def test_whole_plans_are_made_of_other_families(name: str, recipe: str, parameters: int, linears: int, tmp_path: Path):
+    config, vae, call, (_, _, tokens, _) = RELEASED[name]
+    for part, settings in (("transformer", config), ("vae", vae)):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(settings))
+    made = plan(tmp_path, get_recipe(recipe, "W4A6"), call)
+    assert (made.parameters, len(made.targets), made.tokens) == (parameters, linears, tokens)
+    assert made.bits_per_block_weight == 4.0
+    assert made.quantized_bytes < 0.32 * made.float_bytes
+    assert not any(name.startswith(("blocks.", "transformer_blocks.", "single_")) for name in made.kept)
+    assert all((seconds > 0) == (recipe == "s2q_vdit") for seconds in made.seconds.values())
+
+
+def test_a_second_guidance_branch_costs_memory_and_disk(tiny_pipeline: Path):
+    recipe = get_recipe("s2q_vdit", "W4A6")
+    one, two = (plan(tiny_pipeline, recipe, {"guidance_scale": scale}) for scale in (1.0, 6.0))
+    assert two.disk_bytes > one.disk_bytes
+    assert two.memory_bytes > one.memory_bytes
 
 
 @pytest.mark.parametrize("recipe", ["rtn", "s2q_vdit"])

@@ -8,7 +8,7 @@ import torch
 from tiny import PROMPTS, STEPS
 
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories, trajectory_path
-from s2q.models.pipelines import OpenPipeline
+from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import NoProgress
 from s2q.storage import derived_seed
 
@@ -125,6 +125,6 @@ def test_arguments_that_change_from_step_to_step_are_refused(opened: OpenPipelin
 
     transformer.register_forward_pre_hook(changing, with_kwargs=True)
     transformer.forward = lambda ofs=None, **kwargs: forward(**kwargs)
-    with pytest.raises(RuntimeError, match="ofs"):
+    with pytest.raises(PipelineError, match="ofs"):
         record_trajectories(opened, PROMPTS[:1], 0, tmp_path, NoProgress())
     assert not list(tmp_path.iterdir())

@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from tiny import make_inputs
+from tiny_families import FAMILIES, make_hunyuan, make_hunyuan_inputs
 from torch import nn
 
+from s2q.models import resolve
 from s2q.models.attention import AttentionTap, received_attention
-from s2q.models.families import COGVIDEOX
+from s2q.models.blocks import joined_tokens, record_calls, replay
+from s2q.models.families import COGVIDEOX, HUNYUAN_VIDEO
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -98,3 +101,59 @@ def test_attention_elsewhere_is_not_taken_for_self_attention(transformer: nn.Mod
         nn.functional.scaled_dot_product_attention(normal(1, 1, 2, 4), normal(1, 1, 2, 4), normal(1, 1, 2, 4))
         transformer(**make_inputs())
     assert seen == [0, 1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_block_is_seen_once_with_the_tokens_of_its_self_attention(name: str) -> None:
+    tiny_family = FAMILIES[name]
+    model, received = tiny_family.make_transformer(), []
+    family, tokens = resolve(model), tiny_family.video_tokens + tiny_family.text_tokens
+    expected = model(**tiny_family.make_inputs(), return_dict=False)[0]
+    with AttentionTap(model, family, lambda index, sums: received.append((index, sums))):
+        output = model(**tiny_family.make_inputs(), return_dict=False)[0]
+    assert torch.equal(output, expected)
+    # Once each, in order: cross-attention and the text's own refiner are not counted.
+    assert [index for index, _ in received] == list(range(len(family.blocks(model))))
+    for _, sums in received:
+        assert sums.shape == (2, tokens)
+        assert torch.allclose(sums.sum(1), torch.full((2,), 2.0 * tokens))
+
+
+@torch.no_grad()
+def test_padding_of_hunyuans_text_stands_last_and_receives_nothing() -> None:
+    model, received = make_hunyuan(), {}
+    with AttentionTap(model, HUNYUAN_VIDEO, received.__setitem__):
+        model(**make_hunyuan_inputs())
+    for sums in received.values():
+        for row, length in enumerate((5, 3)):
+            assert bool((sums[row, : 8 + length] > 0).all())
+            assert bool((sums[row, 8 + length :] == 0).all())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_order_of_joined_tokens_is_that_of_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES[name].make_transformer()
+    family = resolve(model)
+    block = family.blocks(model)[0][1]
+    states, sides = record_calls(model, family, FAMILIES[name].make_inputs())
+    keys: list[torch.Tensor] = []
+    attend = nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, *args, **kwargs):
+        keys.append(key)
+        return attend(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    replay(block, family, states, sides[0])
+    original = keys[0]
+    for state in states:
+        changed = {key: value.clone() for key, value in states.items()}
+        changed[state][:, 1] += torch.arange(32.0)
+        keys.clear()
+        replay(block, family, changed, sides[0])
+        moved = (keys[0] != original).any(dim=(1, 3))[0]
+        joined = (joined_tokens(family, changed) != joined_tokens(family, states)).any(dim=2)[0]
+        assert int(moved.sum()) == 1
+        assert torch.equal(moved, joined)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 from tiny import make_inputs, make_transformer
+from tiny_families import make_hunyuan, make_hunyuan_inputs, make_wan, make_wan_inputs
 from torch import nn
 
+from s2q.models import Family, resolve
 from s2q.models.blocks import first_call, joined_tokens, record_calls, replay
-from s2q.models.families import COGVIDEOX
+from s2q.models.families import COGVIDEOX, HUNYUAN_VIDEO
 
 ROTARY = {"use_rotary_positional_embeddings": True}
 
@@ -17,54 +19,85 @@ def rotary_arguments() -> dict:
     return {"image_rotary_emb": (angles.cos(), angles.sin())}
 
 
-@pytest.fixture(params=["sincos", "rotary"])
+CASES = {
+    "cogvideox": lambda: (make_transformer(), make_inputs()),
+    "cogvideox-rotary": lambda: (make_transformer(**ROTARY), make_inputs() | rotary_arguments()),
+    "wan": lambda: (make_wan(), make_wan_inputs()),
+    "wan-time-of-each-token": lambda: (make_wan(), make_wan_inputs() | {"timestep": torch.arange(16).reshape(2, 8)}),
+    "hunyuan": lambda: (make_hunyuan(), make_hunyuan_inputs()),
+    "hunyuan-one-branch": lambda: (make_hunyuan(), make_hunyuan_inputs(batch=1)),
+    "hunyuan-first-frame-given": lambda: (make_hunyuan(image_condition_type="token_replace"), make_hunyuan_inputs()),
+}
+
+
+@pytest.fixture(params=CASES)
 def called(request: pytest.FixtureRequest) -> tuple[nn.Module, dict]:
-    if request.param == "sincos":
-        return make_transformer(), make_inputs()
-    return make_transformer(**ROTARY), make_inputs() | rotary_arguments()
+    return CASES[request.param]()
 
 
 @torch.no_grad()
 def test_replayed_blocks_pass_on_exactly_what_the_model_passes_on(called: tuple[nn.Module, dict]) -> None:
     model, arguments = called
-    seen: list[tuple] = []
-    blocks = COGVIDEOX.blocks(model)
+    family = resolve(model)
+    seen: list = []
+    blocks = family.blocks(model)
     handles = [block.register_forward_hook(lambda *call: seen.append(call[-1])) for _, block in blocks]
-    states, sides = record_calls(model, COGVIDEOX, arguments)
+    states, sides = record_calls(model, family, arguments)
     for handle in handles:
         handle.remove()
-    assert len(seen) == len(blocks) == 2
+    assert states.keys() == set(family.states)
+    assert len(seen) == len(blocks) == 2 * len(family.block_lists)
     for (_, block), side, expected in zip(blocks, sides, seen, strict=True):
-        states = replay(block, COGVIDEOX, states, side)
-        for name, tensor in zip(COGVIDEOX.states, expected, strict=True):
+        states = replay(block, family, states, side)
+        for name, tensor in zip(family.states, expected if isinstance(expected, tuple) else (expected,), strict=True):
             assert torch.equal(states[name], tensor)
 
 
 def test_recording_leaves_no_hook_behind(called: tuple[nn.Module, dict]) -> None:
     model, arguments = called
-    record_calls(model, COGVIDEOX, arguments)
-    first_call(model, COGVIDEOX, arguments)
+    record_calls(model, resolve(model), arguments)
+    first_call(model, resolve(model), arguments)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
 def test_first_call_is_the_first_of_all_calls_and_runs_no_block(called: tuple[nn.Module, dict]) -> None:
     model, arguments = called
-    states, sides = record_calls(model, COGVIDEOX, arguments)
+    family = resolve(model)
+    states, sides = record_calls(model, family, arguments)
 
     def never(*_) -> None:
         raise AssertionError("a block ran")
 
-    handle = model.transformer_blocks[0].register_forward_hook(never)
-    call = first_call(model, COGVIDEOX, arguments)
+    handle = family.blocks(model)[0][1].register_forward_hook(never)
+    call = first_call(model, family, arguments)
     handle.remove()
     assert call.states.keys() == states.keys()
     assert all(torch.equal(call.states[name], states[name]) for name in states)
     assert call.sides.keys() == sides[0].keys()
 
 
-def test_text_tokens_stand_before_video_tokens_as_in_cogvideox_attention() -> None:
+def test_arguments_that_a_block_does_not_name_are_replayed_too() -> None:
+    class Scale(nn.Module):
+        def forward(self, hidden_states, temb, *scales, **more):
+            return hidden_states * temb * sum(scales) + more["shift"]
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Scale()])
+
+        def forward(self, hidden_states):
+            return self.layers[0](hidden_states, 2.0, 3.0, 4.0, shift=1.0)
+
+    model, family = Model(), Family("mine", "MyPipeline", ("Model",), ("layers",), ("hidden_states",), (), "")
+    states, sides = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
+    assert torch.equal(replay(model.layers[0], family, states, sides[0])["hidden_states"], torch.full((1, 2, 3), 15.0))
+
+
+def test_text_tokens_stand_where_they_stand_in_attention() -> None:
     states = {"hidden_states": torch.ones(1, 3, 2), "encoder_hidden_states": torch.zeros(1, 2, 2)}
     assert joined_tokens(COGVIDEOX, states)[0, :, 0].tolist() == [0, 0, 1, 1, 1]
+    assert joined_tokens(HUNYUAN_VIDEO, states)[0, :, 0].tolist() == [1, 1, 1, 0, 0]
 
 
 def test_a_block_that_is_never_called_is_an_error(transformer: nn.Module) -> None:

@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import CALL, TEXT_LENGTH
+from tiny_families import FAMILIES
 
-from s2q.models.pipelines import PipelineError, load_transformer, locate, open_pipeline
+from s2q.models.pipelines import (
+    OpenPipeline,
+    PipelineError,
+    default_call,
+    load_transformer,
+    locate,
+    open_pipeline,
+)
 from s2q.run import Quantized
 
 
@@ -63,6 +71,39 @@ def test_a_transformer_of_another_kind_is_refused_with_those_known(copy: Path) -
     edit(copy / "model_index.json", lambda i: i.update(transformer=["diffusers", "FluxTransformer2DModel"]))
     with pytest.raises(PipelineError, match=r"FluxTransformer2DModel.*Known: CogVideoX"):
         locate(str(copy))
+
+
+def test_a_pipeline_that_wants_more_than_text_is_refused(copy: Path) -> None:
+    edit(copy / "model_index.json", lambda index: index.update(_class_name="CogVideoXImageToVideoPipeline"))
+    with pytest.raises(PipelineError, match=r"CogVideoXImageToVideoPipeline.*the class CogVideoXPipeline alone"):
+        locate(str(copy))
+
+
+def test_a_pipeline_of_two_transformers_is_refused(family_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    wan = Path(shutil.copytree(family_pipelines["wan"], tmp_path / "wan"))
+    assert json.loads((wan / "model_index.json").read_text())["transformer_2"] == [None, None]
+    assert locate(str(wan)) == wan
+    shutil.copytree(wan / "transformer", wan / "transformer_2")
+    edit(wan / "model_index.json", lambda i: i.update(transformer_2=["diffusers", "WanTransformer3DModel"]))
+    with pytest.raises(PipelineError, match="two transformers"):
+        locate(str(wan))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_size_that_is_no_whole_number_of_patches_is_refused(
+    name: str, open_family: Callable[..., OpenPipeline]
+) -> None:
+    spatial = 4 if name == "cogvideox" else 8
+    with pytest.raises(PipelineError, match=rf"height 36 and width 35: .* multiples of {2 * spatial} pixels"):
+        open_family(name, height=36, width=35)
+    assert open_family(name, height=32, width=48).call["width"] == 48
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_text_length_is_set_only_where_the_model_fixes_it(name: str, family_pipelines: dict[str, Path]) -> None:
+    folder = family_pipelines[name]
+    expected = {"max_sequence_length": TEXT_LENGTH} if name == "cogvideox" else {}
+    assert default_call(str(folder), folder) == expected
 
 
 def test_a_pipeline_without_its_transformer_is_refused(copy: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from s2q.models.family import Family
-from s2q.models.pipelines import OpenPipeline
+from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import Progress
 from s2q.storage import derived_seed, read_metadata, write_tensors
 
@@ -38,7 +38,7 @@ def record_trajectories(
     """Run the pipeline once a prompt; prompts whose file is there already are skipped.
 
     Raises:
-        RuntimeError: the pipeline calls its transformer in a way that cannot be addressed by (step, branch).
+        PipelineError: the pipeline calls its transformer in a way that cannot be addressed by (step, branch).
     """
     with progress.stage("trajectories", len(prompts)) as stage:
         for index, prompt in enumerate(prompts):
@@ -58,7 +58,7 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
-            raise RuntimeError("the pipeline passes positional arguments to its transformer; keywords are needed")
+            raise PipelineError("the pipeline passes positional arguments to its transformer; keywords are needed")
         steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,12 +88,12 @@ def as_one_call(calls: Sequence[Call], family: Family) -> Call:
     its own call; a product of two rows may round otherwise than one of one row.
 
     Raises:
-        RuntimeError: no call or more than two, or calls that cannot be stacked.
+        PipelineError: no call or more than two, or calls that cannot be stacked.
     """
     if len(calls) == 1:
         return calls[0]
     if len(calls) != 2:
-        raise RuntimeError(
+        raise PipelineError(
             f"the pipeline calls its transformer {len(calls)} times in a step: "
             "one call, or one for each of two guidance branches, can be recorded"
         )
@@ -103,9 +103,9 @@ def as_one_call(calls: Sequence[Call], family: Family) -> Call:
         one, other = uncond.get(name), cond.get(name)
         same_in_both = name in (family.latents, family.timestep) or not _has_batch(other)
         if same_in_both and not _same(one, other):
-            raise RuntimeError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
+            raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
         if _has_batch(other) and _shape(one) != _shape(other):
-            raise RuntimeError(
+            raise PipelineError(
                 f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
                 f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
             )
@@ -127,7 +127,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     steps, final = calls_by_step(opened, prompt, seed)
     for step, made in enumerate(steps):
         if len(made) != len(steps[0]):
-            raise RuntimeError(
+            raise PipelineError(
                 f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
                 f"in step {step + 1}: steps must be alike"
             )
@@ -136,6 +136,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     branches = first[family.latents].shape[0]
     tensors = {
         "latents": torch.cat([call[family.latents][:1] for call in calls] + [final.to(first[family.latents].dtype)]),
+        # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
         "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
     }
     plain: dict[str, Any] = {}
@@ -150,7 +151,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         else:
             plain[name] = value
         if any(not _same(call.get(name), value) for call in calls):
-            raise RuntimeError(f"argument {name!r} of the transformer changes from step to step")
+            raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
     return tensors, plain
 
 
