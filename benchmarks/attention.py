@@ -21,7 +21,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from s2q.evaluation.figure_style import FLOAT, HEAT, PRINTED, QUANTIZED, figure_style
+from s2q.evaluation.figure_style import FLOAT, GRID, HEAT, MUTED, PRINTED, QUANTIZED, figure_style
 from s2q.models.attention import AttentionTap
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 from s2q.prompts import evaluation_prompts
@@ -75,10 +75,12 @@ class MapTap(AttentionTap):
     def __init__(self, model: nn.Module, family):
         super().__init__(model, family, lambda block, sums: None)
         self.maps: dict[int, Tensor] = {}
+        self.tokens = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is nn.functional.scaled_dot_product_attention and self._active is not None:
             named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | (kwargs or {})
+            self.tokens = named["key"].shape[2]
             self.maps[self._active] = self._map(named["query"][-1].float(), named["key"][-1].float())
         return super().__torch_function__(function, types, args, kwargs)
 
@@ -95,7 +97,7 @@ class MapTap(AttentionTap):
 
 @torch.no_grad()
 def measure(opened: OpenPipeline, prompts: list[str], seed: int) -> list[dict]:
-    """One row a prompt, step, branch and block."""
+    """One row a prompt, step, branch and block, with how many tokens there are and how many are text."""
     model, family, rows = opened.pipe.transformer, opened.family, []
     for number, prompt in enumerate(prompts):
         for step, call in enumerate(calls_of(opened, prompt, seed + number)):
@@ -104,6 +106,7 @@ def measure(opened: OpenPipeline, prompts: list[str], seed: int) -> list[dict]:
                 names = BRANCHES if len(sums) == 2 else BRANCHES[1:]
                 for branch, received in zip(names, sums.cpu(), strict=True):
                     place = {"prompt": number, "step": step, "branch": branch, "block": block}
+                    place |= {"tokens": len(received), "text_tokens": len(received[text])}
                     rows.append(place | shares(received, text))
         print(f"prompt {number + 1}/{len(prompts)}", file=sys.stderr, flush=True)
     return rows
@@ -115,7 +118,7 @@ def summary(rows: list[dict]) -> list[dict]:
     steps = 1 + max(row["step"] for row in rows)
     for branch, block in dict.fromkeys((row["branch"], row["block"]) for row in rows):
         here = [row for row in rows if (row["branch"], row["block"]) == (branch, block)]
-        line = {"branch": branch, "block": block}
+        line = {"branch": branch, "block": block, "tokens": here[0]["tokens"], "text_tokens": here[0]["text_tokens"]}
         for kind in KINDS:
             values = [row[kind] for row in here]
             line[kind] = {
@@ -147,29 +150,32 @@ def draw(opened: OpenPipeline, table: list[dict], prompt: str, seed: int, blocks
     call = calls[len(calls) // 2]
     with MapTap(opened.pipe.transformer, opened.family) as tap:
         opened.pipe.transformer(**call)
+    total = tap.tokens
+    text = text_tokens(opened, call)
+    text_count = len(range(*text.indices(total)))
     lines = [line for line in table if line["branch"] == BRANCHES[1]]
     numbers = [line["block"] for line in lines]
     with figure_style("attention", printed=True):
-        figure = Figure(figsize=(9, 6.2), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.4))
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=(1, 1.1))
         axes = above.add_subplot()
-        styles = zip(
-            KINDS, (QUANTIZED, FLOAT, "#6b7280"), ("o-", "s--", "^:"),
-            ("top tenth of all tokens", "top tenth of video tokens, of the video's part", "text tokens"), strict=True,
-        )  # fmt: skip
-        for kind, colour, style, label in styles:
+        styles = (
+            ("top_tenth", PRINTED[QUANTIZED], "o-", "top tenth of all tokens"),
+            ("top_tenth_of_video", PRINTED[FLOAT], "s--", "top tenth of video tokens, of the video's part"),
+            ("text", PRINTED[MUTED], "^:", f"text ({text_count} of {total} tokens)"),
+        )
+        for kind, colour, marker, label in styles:
             values = [100 * line[kind]["mean"] for line in lines]
-            axes.plot(numbers, values, style, color=PRINTED.get(colour, colour), markersize=4, label=label)
-        axes.axhline(10, color=PRINTED["#0a0b03"], linewidth=1)
-        axes.annotate("10 %: all alike", (numbers[-1], 10), xytext=(0, 3), textcoords="offset points", ha="right")
-        axes.set(xlabel="block", ylabel="received attention, %", ylim=(0, 100), xticks=numbers)
+            axes.plot(numbers, values, marker, color=colour, markersize=4, label=label)
+        axes.axhline(10, color=PRINTED[GRID], linewidth=1)
+        axes.annotate("10 %: all alike", (numbers[0], 10), xytext=(0, -3), textcoords="offset points", va="top")
+        axes.set(xlabel="block", ylabel="received attention, %", ylim=(-4, 100), xticks=numbers)
         axes.legend(ncols=3, loc="upper right")
         panels = below.subplots(1, len(blocks), squeeze=False)[0]
         maps = [tap.maps[block] for block in blocks]
         norm = LogNorm(max(min(float(one.min()) for one in maps), 1e-6), max(float(one.max()) for one in maps))
-        scale = maps[0].shape[1] / _tokens(opened, call)
-        text = text_tokens(opened, call)
-        edge = (text.stop if opened.family.tokens[0] == TEXT else _tokens(opened, call) + (text.start or 0)) * scale
+        first = text_count if opened.family.tokens[0] == TEXT else total - text_count
+        edge = first * maps[0].shape[1] / total
         for panel, block, one in zip(panels, blocks, maps, strict=True):
             image = panel.imshow(one, cmap=HEAT, norm=norm, interpolation="none")
             if 0 < edge < one.shape[1]:
@@ -178,14 +184,9 @@ def draw(opened: OpenPipeline, table: list[dict], prompt: str, seed: int, blocks
             panel.set(title=f"block {block}", xticks=[], yticks=[], xlabel="token attended to")
             panel.grid(visible=False)
         panels[0].set_ylabel("token that attends")
-        below.colorbar(image, ax=panels, fraction=0.03, pad=0.01, label="attention, mean of heads")
+        below.colorbar(image, ax=panels, fraction=0.03, pad=0.01, label="attention", format="%.2g")
         with replacing(path) as temporary, open(temporary, "wb") as file:
             FigureCanvasAgg(figure).print_png(file, metadata={"Software": None})
-
-
-def _tokens(opened: OpenPipeline, call: dict) -> int:
-    with torch.no_grad():
-        return received_by_block(opened.pipe.transformer, opened.family, call)[0].shape[1]
 
 
 def main() -> None:
