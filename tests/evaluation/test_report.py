@@ -63,7 +63,8 @@ def test_every_section_is_there(report: dict, figures: ReportFigures) -> None:
         "5.63 MiB", "3.6 times smaller", "4.31", "30.0 dB", "± 1.5", "s2q run made-up --bits W4A6", "torch",
         "These numbers are made up.", "\N{MINUS SIGN}2.0 points", "The middle block.", "calibration prompt 4",
         "One clip took 3.1 s in full precision and 4.4 s quantized", "numbered as above. Good",
-        "the same over 2 scales", "0.001 · 0.002 · 0.0043", "Flicker ratio", "\N{MINUS SIGN}0.5 ± 0.25", "+0.01 ± 0.002",
+        "the same over 2 scales", "0.001 · 0.002 · 0.0043", "Flicker ratio", "\N{MINUS SIGN}0.5± 0.25",
+        "0.2500", "+0.0100± 0.0020",
         "CLIPSIM, EvalCrafter's way", "The official VBench 0.1.5", "ScC", "61.25", "60.50",
     ):  # fmt: skip
         assert words in page.text, words

@@ -96,16 +96,17 @@ def _number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _significant(value: float | None) -> str:
-    return _MISSING if value is None or not math.isfinite(value) else f"{value:.3g}"
+def _significant(value: float | None, digits: int = 3) -> str:
+    return _MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
-def _change(value: float | None, spread: float | None) -> str:
-    """A difference with its sign, and the spread of it over clips."""
+def _change(value: float | None, digits: int | None, signed: bool = True) -> str:
+    """A difference with ``digits`` decimals (None: two figures), and a plus or a true minus where it is ``signed``."""
     if value is None or not math.isfinite(value):
         return _MISSING
-    sign = "+" if value > 0 else "\N{MINUS SIGN}" if value < 0 else ""
-    return f"{sign}{abs(value):.2g}" + ("" if spread is None else f" ± {spread:.2g}")
+    text = f"{value:.2g}" if digits is None else f"{value:.{digits}f}"
+    plus = "+" if signed and value > 0 else ""
+    return plus + text.replace("-", "\N{MINUS SIGN}", 1 if value < 0 else 0)
 
 
 def _data_uri(clip: np.ndarray, fps: float) -> str:
