@@ -2,10 +2,10 @@
 
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import diffusers
 import numpy as np
@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from s2q.calibration.trajectory import as_one_call, calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
+from s2q.evaluation.vbench import Official
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import to_device
 from s2q.models.geometry import token_grid
 from s2q.models.pipelines import DEMO, OpenPipeline
+from s2q.official import vbench_scores
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
@@ -28,8 +31,14 @@ from s2q.twins import Twin, make_twins
 from s2q.version import VERSION
 from s2q.workspace import Workspace
 
+if TYPE_CHECKING:  # it imports models that few need
+    from s2q.evaluation.learned import Scorer
+
 FPS = 8
+"""Frames per second of diffusers' CogVideoX example; other families are shown faster."""
 REPORT_JSON, REPORT_HTML, METRICS_JSON = "report.json", "report.html", "metrics.json"
+MEASURED = ("fidelity", "appearance", "learned", "vbench", "readback", "clips", "clip_seconds")
+"""What of the report stands in `metrics.json` too."""
 SHOWN_CLIPS = 8
 """The report holds at most so many clips, those of the first prompts, to stay small."""
 
@@ -52,6 +61,10 @@ def evaluate(
     seed: int = 0,
     command: str = "",
     seconds: Mapping[str, float] | None = None,
+    scorers: "Sequence[Scorer]" = (),
+    official: Official | None = None,
+    official_quantized_only: bool = False,
+    fps: float = FPS,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
@@ -62,7 +75,12 @@ def evaluate(
         prompts: one pair of clips each, the n-th from seed `seed` + n; not those of calibration.
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
+        scorers: learned measures, applied to both clips of each pair.
+        official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
+        official_quantized_only: spare the full-precision pipeline that work.
+        fps: frames per second of every video written.
     """
+    progress = progress or NoProgress()
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
         "pipeline": str(opened.folder.resolve()),
@@ -74,8 +92,12 @@ def evaluate(
     Workspace.open(out / "clips", made_with)
     quantized.eval()
     remove_unfinished(out)
-    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress or NoProgress())
-    pairs = [Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents) for t in twins]
+    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress)
+    measured = [
+        measure(Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents, t.step_errors)) for t in twins
+    ]
+    looks = _both(twins, lambda clip, prompt: appearance(clip))
+    learned = _both(twins, lambda clip, prompt: {k: v for score in scorers for k, v in score(clip, prompt).items()})
     recipe = provenance.get("recipe", {})
     spent = sum(sum(twin.seconds) for twin in twins)
     report = {
@@ -86,7 +108,10 @@ def evaluate(
         "command": command,
         "versions": _versions(),
         "storage": provenance.get("storage"),
-        "fidelity": fidelity(pairs),
+        "fidelity": fidelity(measured),
+        "appearance": paired(looks["float"], looks["quantized"]),
+        "learned": _learned(scorers, learned),
+        "vbench": None,
         "latent_error_by_step": [twin.step_errors for twin in twins],
         "readback": _readback(opened, twins),
         "seconds": {**(seconds or {}), "evaluation": spent},
@@ -96,18 +121,56 @@ def evaluate(
         },
         "blocks": [block for block in provenance.get("blocks", []) if block["after"] is not None],
         "salience": _salience(provenance),
-        "clips": [{"prompt": t.prompt, "seed": t.seed, **measure(pair)} for t, pair in zip(twins, pairs, strict=True)],
+        "clips": [
+            {
+                "prompt": twin.prompt,
+                "seed": twin.seed,
+                **measured[index],
+                "appearance": {side: scores[index] for side, scores in looks.items()},
+                "learned": {side: scores[index] for side, scores in learned.items()} if scorers else None,
+            }
+            for index, twin in enumerate(twins)
+        ],
         "notes": _notes(recipe),
     }
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
-            write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, FPS, visible_scale(clip))
-    write_json(out / METRICS_JSON, {key: report[key] for key in ("fidelity", "readback", "clips", "clip_seconds")})
-    write_json(out / REPORT_JSON, report)
+            write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, fps, visible_scale(clip))
     shown = [ClipPair(t.prompt, t.seed, t.reference, t.candidate) for t in twins[:SHOWN_CLIPS]]
-    figure = _token_figure(opened, recipe, twins[0])
-    write_report(out / REPORT_HTML, report, ReportFigures(clips=shown, token_weights=figure, fps=FPS))
+    figures = ReportFigures(clips=shown, token_weights=_token_figure(opened, recipe, twins[0]), fps=fps)
+    _write(out, report, figures)
+    if official is not None:  # hours of work: the report stands already if they are broken off
+        report["vbench"] = vbench_scores(
+            opened, quantized, official, out / "vbench",
+            seed=seed, fps=fps, made_with=made_with, quantized_only=official_quantized_only, progress=progress,
+        )  # fmt: skip
+        _write(out, report, figures)
     return Evaluation(report, twins)
+
+
+def _write(out: Path, report: dict[str, Any], figures: ReportFigures) -> None:
+    write_json(out / METRICS_JSON, {key: report[key] for key in MEASURED})
+    write_json(out / REPORT_JSON, report)
+    write_report(out / REPORT_HTML, report, figures)
+
+
+def _both(
+    twins: Sequence[Twin], score: Callable[[np.ndarray, str], dict[str, float]]
+) -> dict[str, list[dict[str, float]]]:
+    """The scores of every clip by itself: side → one dictionary a clip."""
+    return {
+        "float": [score(twin.reference, twin.prompt) for twin in twins],
+        "quantized": [score(twin.candidate, twin.prompt) for twin in twins],
+    }
+
+
+def _learned(scorers: "Sequence[Scorer]", scores: Mapping[str, list[dict[str, float]]]) -> dict[str, Any] | None:
+    if not scorers:
+        return None
+    return {
+        "models": [scorer.source for scorer in scorers],
+        "measures": paired(scores["float"], scores["quantized"]),
+    }
 
 
 def _versions() -> dict[str, str]:

@@ -10,10 +10,15 @@ import typer
 from rich.markup import escape
 
 from s2q.cli_options import (
+    AestheticClipOption,
+    AestheticOption,
     BitsOption,
+    ClipModelOption,
     ClipsOption,
     DeviceOption,
+    DinoOption,
     DtypeOption,
+    FpsOption,
     FramesOption,
     GuidanceOption,
     HeightOption,
@@ -25,10 +30,20 @@ from s2q.cli_options import (
     Source,
     StepsOption,
     TransformerOption,
+    VBenchOption,
+    VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
-from s2q.cli_work import chosen_recipe, comparison_prompts, evaluate_and_print, open_for, prepare, write_summary
+from s2q.cli_work import (
+    chosen_recipe,
+    comparison_prompts,
+    evaluate_and_print,
+    measures,
+    open_for,
+    prepare,
+    write_summary,
+)
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
 
 app = typer.Typer(
@@ -194,13 +209,21 @@ def evaluate(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    clip: ClipModelOption = None,
+    dino: DinoOption = None,
+    aesthetic: AestheticOption = None,
+    aesthetic_clip: AestheticClipOption = None,
+    vbench: VBenchOption = None,
+    vbench_quantized_only: VBenchQuantizedOption = False,
+    fps: FpsOption = 8.0,
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
     given = comparison_prompts(pipeline, clips, prompts)
+    more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}))
+    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
 
 
 @app.command()

@@ -23,6 +23,24 @@ FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1)]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by device.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
+ClipModelOption = Annotated[
+    Path | None, typer.Option("--clip", help="A CLIP folder, for CLIPSIM and CLIP-Temp; see docs/measures.md.")
+]
+DinoOption = Annotated[Path | None, typer.Option("--dino", help="A DINO ViT folder, for subject consistency.")]
+AestheticOption = Annotated[Path | None, typer.Option("--aesthetic", help="A linear head over CLIP features, a file.")]
+AestheticClipOption = Annotated[
+    Path | None, typer.Option("--aesthetic-clip", help="The CLIP folder of that head, where it is not --clip.")
+]
+VBenchOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vbench", metavar="PYTHON", help="The Python of an environment with the official VBench; 251 videos."
+    ),
+]
+VBenchQuantizedOption = Annotated[
+    bool, typer.Option("--vbench-quantized-only", help="Make no VBench videos in full precision.")
+]
+FpsOption = Annotated[float, typer.Option("--fps", help="Frames per second of the videos.", min=0.1)]
 TransformerOption = Annotated[Path, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
 ClipsOption = Annotated[int, typer.Option("--clips", help="Clips to compare, on prompts not calibrated on.", min=1)]
 

@@ -18,18 +18,53 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    device = options.pop("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = chosen_device(options.pop("device"))
+    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, dtype_name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
+    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+
+
+def chosen_device(name: str | None) -> str:
+    """The device that was asked for, or that suits the machine."""
+    import torch
+
+    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         kind = torch.device(device)
     except RuntimeError:
         raise ValueError(f"unknown device {device!r}: write cpu, cuda, cuda:1 …") from None
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here: use --device cpu")
-    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
-    dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
-    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+    return device
+
+
+def measures(
+    clip: Path | None,
+    dino: Path | None,
+    aesthetic: Path | None,
+    aesthetic_clip: Path | None,
+    vbench: str | None,
+    quantized_only: bool,
+    fps: float,
+    device: str | None,
+) -> dict[str, Any]:
+    """The measures beyond the native ones, opened and checked before anything else is loaded."""
+    import transformers
+
+    from s2q.evaluation.vbench import find_official
+
+    if quantized_only and not vbench:
+        raise ValueError("--vbench-quantized-only was given without --vbench")
+    scorers = []
+    if clip or dino or aesthetic or aesthetic_clip:
+        from s2q.evaluation.learned import load_scorers
+
+        transformers.utils.logging.disable_progress_bar()
+        scorers = load_scorers(clip, dino, aesthetic, aesthetic_clip, chosen_device(device))
+    official = find_official(vbench) if vbench else None
+    return {"scorers": scorers, "official": official, "official_quantized_only": quantized_only, "fps": fps}
 
 
 def chosen_recipe(name: str, bits: str, overrides: list[str] | None):
@@ -69,9 +104,9 @@ def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds
+    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures."""
+    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
@@ -89,12 +124,21 @@ def evaluate_and_print(
         command="s2q " + shlex.join(sys.argv[1:]),
         seconds=seconds,
         progress=terminal_progress(),
+        **measures,
     ).report
     fidelity, rows = report["fidelity"], {}
     rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"
     rows["SSIM"] = f"{fidelity['ssim']:.4f}"
+    rows[f"MS-SSIM, scales: {fidelity['ms_ssim_scales']}"] = f"{fidelity['ms_ssim']:.4f}"
     rows["relative error of the latents"] = f"{fidelity['latent_relative_mse']:.5f}"
-    rows["motion ratio"] = f"{fidelity['motion_ratio']:.3f}"
+    for name in ("motion_ratio", "flicker_ratio"):
+        if fidelity[name] is not None:
+            rows[name.replace("_", " ")] = f"{fidelity[name]:.3f}"
+    for name, row in (report["learned"] or {}).get("measures", {}).items():
+        rows[name] = f"{row['float']:.4f} → {row['quantized']:.4f}"
+    for dimension, score in (report["vbench"] or {"scores": {"quantized": {}}})["scores"]["quantized"].items():
+        before = report["vbench"]["scores"].get("float", {}).get(dimension)
+        rows[f"VBench {dimension}"] = f"{before:.2f} → {score:.2f}" if before is not None else f"{score:.2f}"
     for name, score in (report["readback"] or {}).get("float", {}).items():
         rows[f"read back: {name}"] = f"{100 * score:.1f} % → {100 * report['readback']['quantized'][name]:.1f} %"
     table(f"{report['recipe']} {report['bits']}", rows)

@@ -7,6 +7,7 @@ import pytest
 from made_up_clips import FPS, moving_square
 
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure
+from s2q.evaluation.vbench import COLUMNS
 
 
 @pytest.fixture
@@ -40,6 +41,12 @@ def report(figures: ReportFigures) -> dict:
         "fidelity": {
             "psnr_db": 30.0,
             "ssim": 0.9,
+            "ms_ssim": 0.95,
+            "ms_ssim_scales": 2,
+            "latent_error_early": 0.001,
+            "latent_error_middle": 0.002,
+            "latent_error_late": 0.0043,
+            "flicker_ratio": 1.04,
             "latent_relative_mse": 0.01,
             "temporal_difference_rmse": 4.0,
             "motion_ratio": 0.97,
@@ -61,5 +68,22 @@ def report(figures: ReportFigures) -> dict:
             {"prompt": pair.prompt, "seed": pair.seed, "psnr_db": 30.0 + pair.seed, "ssim": 0.9, "motion_ratio": 0.97}
             for pair in figures.clips
         ],
+        "appearance": {
+            name: {"float": 10.0, "quantized": 9.5, "difference": -0.5, "difference_std": 0.25}
+            for name in ("sharpness", "contrast", "colourfulness", "noise")
+        },
+        "learned": {
+            "models": [{"role": "clip", "folder": "made-up", "sha256": "0" * 64}],
+            "measures": {
+                name: {"float": 0.25, "quantized": 0.26, "difference": 0.01, "difference_std": 0.002}
+                for name in ("clipsim", "clip_temp", "clipsim_evalcrafter", "clip_temp_evalcrafter", "dino_consistency")
+            },
+        },
+        "vbench": {
+            "version": "0.1.5",
+            "videos": 251,
+            "fps": 8.0,
+            "scores": {"float": dict.fromkeys(COLUMNS, 61.25), "quantized": dict.fromkeys(COLUMNS, 60.5)},
+        },
         "notes": ["These numbers are made up."],
     }

@@ -63,6 +63,9 @@ def test_every_section_is_there(report: dict, figures: ReportFigures) -> None:
         "5.63 MiB", "3.6 times smaller", "4.31", "30.0 dB", "± 1.5", "s2q run made-up --bits W4A6", "torch",
         "These numbers are made up.", "\N{MINUS SIGN}2.0 points", "The middle block.", "calibration prompt 4",
         "One clip took 3.1 s in full precision and 4.4 s quantized", "numbered as above. Good",
+        "the same over 2 scales", "0.001 · 0.002 · 0.0043", "Flicker ratio", "\N{MINUS SIGN}0.5± 0.25",
+        "0.2500", "+0.0100± 0.0020",
+        "CLIPSIM, EvalCrafter's way", "The official VBench 0.1.5", "ScC", "61.25", "60.50",
     ):  # fmt: skip
         assert words in page.text, words
 
@@ -96,7 +99,17 @@ def test_the_least_report(nothing: str, report: dict) -> None:
     page = Page(render_report(report, ReportFigures()))
     assert "None" not in page.text
     assert not {"video", "svg"} & {tag for tag, _ in page.tags}
-    for claim in ("Size", "smaller", "read back", "The clips", "What it costs", "Prompt"):
+    for claim in (
+        "VBench",
+        "CLIP",
+        "by itself",
+        "Size",
+        "smaller",
+        "read back",
+        "The clips",
+        "What it costs",
+        "Prompt",
+    ):
         assert claim not in page.text
 
 
@@ -107,6 +120,20 @@ def test_part_of_the_storage_and_fidelity_may_be_missing(report: dict, figures: 
     assert "4.50" in page.text
     assert "smaller" not in page.text
     assert "SSIM, " not in page.text
+
+
+def test_measures_may_be_missing_one_by_one(report: dict, figures: ReportFigures) -> None:
+    del report["vbench"]["scores"]["float"], report["learned"]["measures"]["clipsim"]
+    report["vbench"]["scores"]["quantized"].pop("scene")
+    report["learned"]["measures"]["of a later version"] = {"float": 1.0}
+    report["appearance"]["noise"] = {"float": 1.0}
+    report["fidelity"] |= {"latent_error_early": None, "latent_error_late": None, "flicker_ratio": None}
+    page = Page(render_report(report, figures))
+    assert "None" not in page.text
+    assert "Flicker ratio" not in page.text
+    assert "\N{EN DASH} · 0.002 · \N{EN DASH}" in page.text
+    assert "60.50" in page.text
+    assert "61.25" not in page.text
 
 
 def hostile(value: object) -> object:

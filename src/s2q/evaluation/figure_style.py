@@ -26,6 +26,8 @@ _VARIABLES = {
     FLOAT: "var(--float, #c26a00)",
     QUANTIZED: "var(--quantized, #0072b2)",
 }
+PRINTED = {drawn: variable.split()[-1].rstrip(")") for drawn, variable in _VARIABLES.items()}
+"""The same colours for a picture that is no part of a page: what the page falls back to."""
 # Both ends of cividis keep their contrast against white and black, and it reads the same to the colour-blind.
 HEAT = "cividis"
 
@@ -59,9 +61,17 @@ _STYLE = {
 
 
 @contextmanager
-def figure_style(name: str) -> Iterator[None]:
-    """Draw in the common style; ``name`` keeps the element ids of several figures in one page apart."""
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": f"s2q-{name}"}):
+def figure_style(name: str, printed: bool = False) -> Iterator[None]:
+    """Draw in the common style.
+
+    Args:
+        name: keeps the element ids of several figures in one page apart.
+        printed: on white paper with the colours :data:`PRINTED`, for a file of its own.
+    """
+    style = dict(_STYLE)
+    if printed:
+        style = {key: PRINTED.get(value, value) for key, value in _STYLE.items()} | {"figure.facecolor": "white"}
+    with matplotlib.rc_context({**style, "svg.hashsalt": f"s2q-{name}"}):
         yield
 
 

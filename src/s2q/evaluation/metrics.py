@@ -8,7 +8,7 @@ computed in float64.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,14 @@ _SIGMA = 1.5
 _C1 = (0.01 * PEAK) ** 2
 _C2 = (0.03 * PEAK) ** 2
 
-MEASURES = ("psnr_db", "ssim", "latent_relative_mse", "temporal_difference_rmse", "motion_ratio")
+# Exponents of the scales, the finest first, found by experiment with observers: Wang, Simoncelli & Bovik 2003.
+_MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+THIRDS = ("latent_error_early", "latent_error_middle", "latent_error_late")
+MEASURES = (
+    "psnr_db", "ssim", "ms_ssim", "latent_relative_mse", *THIRDS, "temporal_difference_rmse", "motion_ratio",
+    "flicker_ratio",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +46,14 @@ class Pair:
     Attributes:
         reference, candidate: uint8 [F, H, W, 3], full precision and quantized.
         reference_latents, candidate_latents: float, any shape but the same: the last latents before decoding.
+        step_errors: ``|a - b|^2 / |a|^2`` of the latents after each denoising step, [T]; empty if not recorded.
     """
 
     reference: Array
     candidate: Array
     reference_latents: Array
     candidate_latents: Array
+    step_errors: Sequence[float] = ()
 
 
 def _clips(reference: Array, candidate: Array, least_frames: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,18 +100,69 @@ def ssim(reference: Array, candidate: Array) -> float:
         reference, candidate: uint8 [F, H, W, 3].
     """
     a, b = _clips(reference, candidate)
-    if min(a.shape[1:3]) < WINDOW:
-        raise ValueError(f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, got {a.shape[1]}x{a.shape[2]}")
+    _check_window(a)
+    # A frame at a time bounds the memory.
+    return sum(_similarity(x, y)[0] for x, y in zip(a.numpy(), b.numpy(), strict=True)) / a.shape[0]
+
+
+def _check_window(clip: torch.Tensor) -> None:
+    height, width = clip.shape[1:3]
+    if min(height, width) < WINDOW:
+        raise ValueError(f"SSIM needs frames of at least {WINDOW}x{WINDOW} pixels, got {height}x{width}")
+
+
+def _similarity(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Means over pixels and channels of SSIM, and of its contrast-and-structure part alone; both [H, W, 3]."""
+    mean_x, mean_y = _smooth(x), _smooth(y)
+    variance_x = _smooth(x * x) - mean_x * mean_x
+    variance_y = _smooth(y * y) - mean_y * mean_y
+    covariance = _smooth(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + _C1) / (mean_x * mean_x + mean_y * mean_y + _C1)
+    structure = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
+    return float((luminance * structure).mean()), float(structure.mean())
+
+
+def ms_ssim_scales(height: int, width: int) -> int:
+    """How many scales :func:`ms_ssim` uses: at most five, and so few that SSIM's window fits into the coarsest.
+
+    Five from 176 pixels, four from 88, three from 44, two from 22, one (which is SSIM) from 11.
+    """
+    scales = 1
+    while scales < len(_MS_SSIM_WEIGHTS) and min(height, width) // 2**scales >= WINDOW:
+        scales += 1
+    return scales
+
+
+def ms_ssim(reference: Array, candidate: Array) -> float:
+    """Multi-scale structural similarity (Wang, Simoncelli & Bovik 2003), in [0, 1]: mean over frames.
+
+    Of a frame it is the product over scales of contrast-and-structure, with luminance at the coarsest, each the mean
+    over pixels and channels, raised to the paper's exponent; a negative one counts as 0. Each scale halves the one
+    before by averaging 2x2 pixels. Small frames have fewer scales (see :func:`ms_ssim_scales`), and the exponents of
+    those left are divided by their sum: values over different numbers of scales are not comparable.
+
+    Args:
+        reference, candidate: uint8 [F, H, W, 3], at least 11 pixels high and wide.
+    """
+    a, b = _clips(reference, candidate)
+    _check_window(a)
+    scales = ms_ssim_scales(*a.shape[1:3])
+    weights = np.array(_MS_SSIM_WEIGHTS[:scales]) / sum(_MS_SSIM_WEIGHTS[:scales])
     total = 0.0
-    for x, y in zip(a.numpy(), b.numpy(), strict=True):  # a frame at a time bounds the memory
-        mean_x, mean_y = _smooth(x), _smooth(y)
-        variance_x = _smooth(x * x) - mean_x * mean_x
-        variance_y = _smooth(y * y) - mean_y * mean_y
-        covariance = _smooth(x * y) - mean_x * mean_y
-        luminance = (2 * mean_x * mean_y + _C1) / (mean_x * mean_x + mean_y * mean_y + _C1)
-        structure = (2 * covariance + _C2) / (variance_x + variance_y + _C2)
-        total += float((luminance * structure).mean())
+    for x, y in zip(a.numpy(), b.numpy(), strict=True):
+        parts = []
+        for scale in range(scales):
+            whole, structure = _similarity(x, y)
+            parts.append(whole if scale == scales - 1 else structure)
+            x, y = _halve(x), _halve(y)
+        total += float(np.prod(np.maximum(parts, 0) ** weights))
     return total / a.shape[0]
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    """Means of 2x2 pixels: [H, W, 3] -> [H//2, W//2, 3]; an odd last row or column is dropped."""
+    height, width = (length // 2 * 2 for length in image.shape[:2])
+    return image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3).mean(axis=(1, 3))
 
 
 def latent_relative_mse(reference: Array, candidate: Array) -> float:
@@ -145,23 +205,71 @@ def motion_ratio(reference: Array, candidate: Array) -> float:
     return max(b, STILL) / max(a, STILL)
 
 
-def measure(pair: Pair) -> dict[str, float]:
-    """Every measure of one pair, by the names in :data:`MEASURES`."""
+def flicker_ratio(reference: Array, candidate: Array) -> float:
+    """Mean absolute second difference in time, ``|x[f-1] - 2 x[f] + x[f+1]|``, of the candidate over the reference.
+
+    The second difference passes the temporal frequency w with gain 4 sin^2(w/2): nothing of a steady change, most of
+    what goes up and down from frame to frame. VBench's temporal flickering (arXiv 2311.17982) takes the first
+    difference, which a lively clip raises as much as a flickering one; hence this measure of our own. 1 is as steady
+    as full precision, above 1 flickers more. Both are floored at :data:`STILL` grey levels.
+
+    Args:
+        reference, candidate: uint8 [F, H, W, 3], F >= 3.
+    """
+    a, b = (clip.diff(n=2, dim=0).abs().mean().item() for clip in _clips(reference, candidate, least_frames=3))
+    return max(b, STILL) / max(a, STILL)
+
+
+def error_by_third(step_errors: Sequence[float]) -> dict[str, float | None]:
+    """Mean of the errors [T] over the early, middle and late third of the steps, by the names in :data:`THIRDS`.
+
+    A step belongs to the third in which its middle lies, so that two steps are an early and a late one; a third
+    without a step is None.
+    """
+    parts: list[list[float]] = [[], [], []]
+    for step, error in enumerate(step_errors):
+        parts[(6 * step + 3) // (2 * len(step_errors))].append(error)
+    return {name: float(np.mean(part)) if part else None for name, part in zip(THIRDS, parts, strict=True)}
+
+
+def measure(pair: Pair) -> dict[str, float | int | None]:
+    """Every measure of one pair, by the names in :data:`MEASURES`, and ``ms_ssim_scales``.
+
+    None where the clip has too few frames for a measure, or too few steps for a third.
+    """
+    frames = len(pair.reference)
+    clips = pair.reference, pair.candidate
     return {
-        "psnr_db": psnr_db(pair.reference, pair.candidate),
-        "ssim": ssim(pair.reference, pair.candidate),
+        "psnr_db": psnr_db(*clips),
+        "ssim": ssim(*clips),
+        "ms_ssim": ms_ssim(*clips),
+        "ms_ssim_scales": ms_ssim_scales(*pair.reference.shape[1:3]),
         "latent_relative_mse": latent_relative_mse(pair.reference_latents, pair.candidate_latents),
-        "temporal_difference_rmse": temporal_difference_error(pair.reference, pair.candidate),
-        "motion_ratio": motion_ratio(pair.reference, pair.candidate),
+        **error_by_third(pair.step_errors),
+        "temporal_difference_rmse": temporal_difference_error(*clips) if frames >= 2 else None,
+        "motion_ratio": motion_ratio(*clips) if frames >= 2 else None,
+        "flicker_ratio": flicker_ratio(*clips) if frames >= 3 else None,
     }
 
 
-def fidelity(pairs: Iterable[Pair]) -> dict[str, float | int]:
-    """Means over clips of every measure, with ``psnr_db_std`` (population, over clips) and ``clips``, their number."""
-    measured = [measure(pair) for pair in pairs]
+def fidelity(measured: Sequence[Mapping[str, float | int | None]]) -> dict[str, float | int | None]:
+    """Means over clips of every measure, None where no clip has it.
+
+    Beside them ``psnr_db_std`` (population, over clips), ``ms_ssim_scales`` and ``clips``, their number.
+
+    Args:
+        measured: what :func:`measure` said of each pair.
+    """
     if not measured:
         raise ValueError("no clips to compare: fidelity needs at least one pair")
-    means: dict[str, float | int] = {name: float(np.mean([one[name] for one in measured])) for name in MEASURES}
+    means: dict[str, float | int | None] = {name: mean_of(one[name] for one in measured) for name in MEASURES}
     means["psnr_db_std"] = float(np.std([one["psnr_db"] for one in measured]))
+    means["ms_ssim_scales"] = min(one["ms_ssim_scales"] for one in measured)
     means["clips"] = len(measured)
     return means
+
+
+def mean_of(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are there, None if none is."""
+    present = [value for value in values if value is not None]
+    return float(np.mean(present)) if present else None

@@ -22,12 +22,13 @@ from markupsafe import Markup
 
 from s2q.evaluation import plots
 from s2q.evaluation.metrics import MEASURES
+from s2q.evaluation.vbench import COLUMNS
 from s2q.evaluation.video import visible_scale, webm_bytes
 
 REQUIRED = ("recipe", "bits", "seed", "fidelity")
 OPTIONAL = (
     "pipeline", "command", "versions", "storage", "latent_error_by_step", "readback", "seconds", "clip_seconds",
-    "blocks", "salience", "clips", "notes",
+    "blocks", "salience", "clips", "notes", "appearance", "learned", "vbench",
 )  # fmt: skip
 _STORAGE = ("float_bytes", "quantized_bytes", "bits_per_block_weight", "parts")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -95,8 +96,17 @@ def _number(value: float | None, digits: int = 2) -> str:
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _significant(value: float | None) -> str:
-    return _MISSING if value is None or not math.isfinite(value) else f"{value:.3g}"
+def _significant(value: float | None, digits: int = 3) -> str:
+    return _MISSING if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def _change(value: float | None, digits: int | None, signed: bool = True) -> str:
+    """A difference with ``digits`` decimals (None: two figures), and a plus or a true minus where it is ``signed``."""
+    if value is None or not math.isfinite(value):
+        return _MISSING
+    text = f"{value:.2g}" if digits is None else f"{value:.{digits}f}"
+    plus = "+" if signed and value > 0 else ""
+    return plus + text.replace("-", "\N{MINUS SIGN}", 1 if value < 0 else 0)
 
 
 def _data_uri(clip: np.ndarray, fps: float) -> str:
@@ -161,6 +171,44 @@ def _readback(report: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"rows": rows, "means": means, "points": 100 * (means[1] - means[0])}
 
 
+_OWN_SCORES = {
+    "sharpness": ("Sharpness", "variance of the Laplacian; blur lowers it"),
+    "contrast": ("Contrast", "deviation of the grey levels"),
+    "colourfulness": ("Colourfulness", "Hasler and Süsstrunk; 0 is grey"),
+    "noise": ("Noise", "Immerkær's estimate, in grey levels"),
+    "clipsim": ("CLIPSIM", "prompt and frames agree, by CLIP"),
+    "clip_temp": ("CLIP-Temp", "neighbouring frames agree, by CLIP"),
+    "clipsim_evalcrafter": ("CLIPSIM, EvalCrafter's way", "as printed in papers: CLIP on unnormalised frames"),
+    "clip_temp_evalcrafter": ("CLIP-Temp, EvalCrafter's way", "as printed in papers: CLIP on unnormalised frames"),
+    "dino_consistency": ("Subject consistency", "frames agree with the one before and the first, by DINO"),
+    "aesthetic_score": ("Aesthetic score", "a linear head over CLIP, 0 to 1"),
+}
+
+
+def _own_scores(rows: Mapping[str, Mapping[str, float]] | None) -> list[dict[str, Any]]:
+    """Scores which a clip has by itself, those the page has words for: what it is, both means, the paired change."""
+    keys = ("float", "quantized", "difference", "difference_std")
+    return [
+        {"name": name, "what": what, **_filled(rows[key], keys)}
+        for key, (name, what) in _OWN_SCORES.items()
+        if rows and key in rows
+    ]
+
+
+def _vbench(report: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Columns as the paper prints them, and one row of scores for each transformer that was scored."""
+    found = report["vbench"] or {}
+    scores = found.get("scores") or {}
+    sides = [
+        (side, name) for side, name in (("float", "Full precision"), ("quantized", report["bits"])) if side in scores
+    ]
+    if not sides:
+        return None
+    rows = [(name, [scores[side].get(dimension) for dimension in COLUMNS]) for side, name in sides]
+    titles = [(column, dimension.replace("_", " ")) for dimension, column in COLUMNS.items()]
+    return {"titles": titles, "rows": rows, **_filled(found, ("version", "videos", "fps"))}
+
+
 def _chosen_prompts(report: Mapping[str, Any]) -> list[tuple[int, str, int]]:
     """(row number from 1, prompt, chosen samples) of every prompt of the salience map."""
     salience = report["salience"] or {}
@@ -178,7 +226,7 @@ def render_report(report: Mapping[str, Any], figures: ReportFigures) -> str:
         raise ValueError(f"the report lacks {', '.join(missing)}; it must have {', '.join(REQUIRED)}")
     report = _filled(report, OPTIONAL)
     report["storage"] = _filled(report["storage"], _STORAGE)
-    report["fidelity"] = _filled(report["fidelity"], (*MEASURES, "psnr_db_std", "clips"))
+    report["fidelity"] = _filled(report["fidelity"], (*MEASURES, "psnr_db_std", "ms_ssim_scales", "clips"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -187,7 +235,7 @@ def render_report(report: Mapping[str, Any], figures: ReportFigures) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=_number, significant=_significant, bytes=plots.human_bytes, duration=plots.human_seconds
+        number=_number, change=_change, significant=_significant, bytes=plots.human_bytes, duration=plots.human_seconds
     )
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -198,6 +246,9 @@ def render_report(report: Mapping[str, Any], figures: ReportFigures) -> str:
         clips=_clips(report, figures),
         charts=_charts(report, figures),
         readback=_readback(report),
+        appearance=_own_scores(report["appearance"]),
+        learned=_own_scores((report["learned"] or {}).get("measures")),
+        vbench=_vbench(report),
         chosen_prompts=_chosen_prompts(report),
         token_caption=figures.token_weights.caption if figures.token_weights else "",
         fps=figures.fps,
