@@ -1,4 +1,4 @@
-"""The command line: plan, quantize, generate, evaluate, run."""
+"""The command line: plan, quantize, generate, evaluate, run, compare."""
 
 import signal
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from s2q.cli_compare import compare
 from s2q.cli_options import (
     AestheticClipOption,
     AestheticOption,
@@ -52,6 +53,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+app.command()(compare)
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from s2q.models.pipelines import DEMO
 
 CALIBRATION = (
@@ -62,3 +64,16 @@ def evaluation_prompts(source: str, count: int) -> list[str]:
 
         return demo_prompts(count)
     return list(EVALUATION[:count])
+
+
+def readback_of(source: str, prompt: str, clip: Tensor) -> dict[str, bool]:
+    """Whether `clip`, uint8 [F, H, W, 3], shows each thing that its prompt names, read from its pixels.
+
+    Empty for anything but the demos: only their world is simple enough to be read.
+    """
+    if source != DEMO:
+        return {}
+    from s2q.demo.readback import read
+    from s2q.demo.scenes import Scene
+
+    return read(clip).matches(Scene.parse(prompt))

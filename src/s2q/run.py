@@ -74,6 +74,7 @@ def quantize(
     prompts: Sequence[str] = (),
     seed: int = 0,
     work: Path | None = None,
+    shared: Path | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
     """Quantize the transformer of a pipeline into the folder `out`.
@@ -84,6 +85,8 @@ def quantize(
         prompts: one trajectory is recorded for each of the first `recipe.sampler.prompts`.
         work: folder for what is unfinished; default is `out` with `.work` added. It is left behind, and makes a repeated
             call cheap; it can be removed when `out` is there.
+        shared: folder for what recipes have in common, trajectories and received attention, when several quantize the
+            same pipeline from the same prompts and seed; default is `work`.
 
     Raises:
         ValueError: too few prompts or candidates, or a folder that holds another run.
@@ -104,15 +107,18 @@ def quantize(
         storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
         return Quantized(out, Workspace(work), read_json(work / SECONDS_NAME) or {}, storage)
     workspace = Workspace.open(work, chosen)
+    common = workspace
+    if shared is not None and recipe.needs_samples:
+        common = Workspace.open(shared, {name: value for name, value in chosen.items() if name != "recipe"})
     opened.pipe.transformer.eval().requires_grad_(False)
     found = Calibration()
     weights: list[list[Tensor]] = []
     store = None
     if recipe.needs_samples:
-        store = record_trajectories(opened, prompts, seed, workspace.folder / "trajectories", progress)
+        store = record_trajectories(opened, prompts, seed, common.folder / "trajectories", progress)
         found.seconds["trajectories"] = store.seconds()
         _select(opened, recipe, store, seed, workspace, progress, found)
-        weights = _token_weights(opened, recipe, store, workspace, progress, found)
+        weights = _token_weights(opened, recipe, store, common, progress, found)
     _calibrate(opened, recipe, store, weights, seed, workspace, progress, found)
     started = time.perf_counter()
     storage = write_transformer(opened, recipe, workspace, out, provenance(chosen, found, prompts))
@@ -183,8 +189,9 @@ def _token_weights(
     if not objective.token_weights:
         return weights
     with progress.stage("token_weights", len(found.samples)) as stage:
-        for index, sample in enumerate(found.samples):
-            path = workspace.folder / "token_weights" / f"sample-{index:04d}.safetensors"
+        for sample in found.samples:
+            name = f"prompt-{sample.prompt:04d}-step-{sample.step:04d}.safetensors"
+            path = workspace.folder / "token_weights" / name
             if read_metadata(path) is None:
                 started = time.perf_counter()
                 received = received_by_block(opened.pipe.transformer, opened.family, _arguments(opened, store, sample))

@@ -43,20 +43,33 @@ def generate(
     Args:
         on_step: receives the latents after each denoising step.
     """
+    return generate_batch(opened, [prompt], [seed], on_step)[0]
+
+
+def generate_batch(
+    opened: OpenPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    on_step: Callable[[Tensor], None] = lambda latents: None,
+) -> np.ndarray:
+    """One clip a prompt, made together: uint8 [N, F, H, W, 3].
+
+    A clip of a batch is the clip alone but for the rounding of floating-point sums.
+    """
 
     def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         on_step(tensors["latents"])
         return tensors
 
     frames = opened.pipe(
-        prompt,
-        generator=torch.Generator().manual_seed(seed),
+        list(prompts),
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
         callback_on_step_end=callback,
         return_dict=False,
         **opened.call,
-    )[0][0]
-    return (frames * 255).round().clip(0, 255).astype(np.uint8)
+    )[0]
+    return (np.asarray(frames) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def make_twins(

@@ -1,0 +1,1 @@
+"""Many quantizations of one pipeline, compared on the same held-out prompts."""
