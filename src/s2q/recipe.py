@@ -135,6 +135,12 @@ class SamplerSpec(_Part):
     """Trajectories recorded, the pool to choose from."""
     tokens: Literal["latents", "hidden_states"] = "latents"
     """What counts as the tokens of x_t in Eq. 6: patches of the latents, or the first block's input."""
+    score: Literal["product", "diffusion", "quantization"] = "product"
+    """What "salient" goes by: Eq. 8, or one of its factors alone."""
+    stratified: bool = False
+    """"salient" takes as many samples from each step as from any other, instead of the highest scores of all."""
+    pool: int | None = Field(None, ge=1)
+    """Only the first so many of the recorded trajectories are chosen from; None is all."""
 
 
 class ObjectiveSpec(_Part):
@@ -146,6 +152,18 @@ class ObjectiveSpec(_Part):
     lambda_max: float = Field(1.0, gt=0, le=1)
     temporal: float = Field(0.0, ge=0)
     """Weight γ of the distance between the frames' similarities (Q-VDiT's temporal distillation)."""
+    guided: float = Field(0.0, ge=0)
+    """Weight of the error of the guided combination of both branches, e_uncond + s (e_cond − e_uncond), beside theirs."""
+    token_scope: Literal["all", "modality"] = "all"
+    """The min–max of Eq. 11: over all tokens of a row, or over its text and its video tokens apart."""
+    weighted_hessian: bool = False
+    """GPTQ counts each token by its λ as well."""
+
+    @model_validator(mode="after")
+    def _weights_are_there(self) -> "ObjectiveSpec":
+        if not self.token_weights and (self.weighted_hessian or self.token_scope != "all"):
+            raise ValueError("weighted_hessian and token_scope are about token weights: set token_weights=true")
+        return self
 
     @model_validator(mode="after")
     def _in_order(self) -> "ObjectiveSpec":

@@ -10,17 +10,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from s2q.calibration.salience import combine, salience_of_prompt
+from s2q.calibration.salience import combine, min_max, salience_of_prompt
 from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
-from s2q.models.blocks import joined_tokens, record_calls, replay, to_device
+from s2q.models.blocks import first_call, joined_tokens, modality_slices, record_calls, replay, to_device
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.block import calibrate_block, packed_block
 from s2q.quantization.objective import BlockSample
-from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.quantization.tokens import received_by_block, weights_by_part
 from s2q.recipe import Recipe
 from s2q.storage import derived_seed, file_digest, fingerprint, read_json, read_metadata, write_json, write_tensors
 from s2q.workspace import Workspace
@@ -159,7 +159,8 @@ def _select(
                 pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
                 stage.advance()
         diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
-        scores = combine(diffusion, quantization)
+        alone = {"diffusion": diffusion, "quantization": quantization}.get(recipe.sampler.score)
+        scores = combine(diffusion, quantization) if alone is None else min_max(alone)
         done = {
             "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
             "scores": scores.tolist(),
@@ -188,6 +189,10 @@ def _token_weights(
     objective, weights, seconds = recipe.objective, [], 0.0
     if not objective.token_weights:
         return weights
+    parts = [slice(None)]
+    if objective.token_scope == "modality":
+        call = first_call(opened.pipe.transformer, opened.family, _arguments(opened, store, found.samples[0]))
+        parts = modality_slices(opened.family, call.states)
     with progress.stage("token_weights", len(found.samples)) as stage:
         for sample in found.samples:
             name = f"prompt-{sample.prompt:04d}-step-{sample.step:04d}.safetensors"
@@ -201,7 +206,7 @@ def _token_weights(
             received = load_file(path)
             weights.append(
                 [
-                    token_weights(received[f"block.{block}"], objective.lambda_min, objective.lambda_max)
+                    weights_by_part(received[f"block.{block}"], parts, objective.lambda_min, objective.lambda_max)
                     for block in range(len(received))
                 ]
             )
@@ -245,6 +250,7 @@ def _calibrate(
                         weights[k][index].to(transformer.device) if weights else None,
                         sample.step / opened.steps,
                         frames,
+                        opened.guidance_scale,
                     )
                     for k, sample in enumerate(found.samples)
                 ]

@@ -22,6 +22,7 @@ def check_pool(prompts: int, steps: int, sampler: SamplerSpec) -> None:
     Raises:
         ValueError: they do not.
     """
+    prompts = min(prompts, sampler.pool or prompts)
     if prompts * steps < sampler.count:
         raise ValueError(
             f"{sampler.count} calibration samples asked for, but {prompts} prompts × {steps} steps give only "
@@ -33,7 +34,7 @@ def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
     """The samples of the pool that `sampler` asks for, in the order of the pool.
 
     Args:
-        scores: [P, T], Eq. 8; only "salient" looks at the values. Ties go to the earlier candidate.
+        scores: [P, T], what "salient" goes by; the others look at the shape alone. Ties go to the earlier candidate.
         seed: for "random" and "uniform".
 
     Raises:
@@ -41,18 +42,31 @@ def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
     """
     if not torch.isfinite(scores).all():
         raise ValueError("the salience scores are not all finite: the float pipeline made latents that are not numbers")
+    check_pool(*scores.shape, sampler)
+    scores = scores[: sampler.pool]
     prompts, steps = scores.shape
-    check_pool(prompts, steps, sampler)
     total = prompts * steps
     generator = torch.Generator().manual_seed(derived_seed(seed, "selection"))
-    if sampler.kind == "salient":
+    if sampler.kind == "salient" and not sampler.stratified:
         chosen = torch.argsort(scores.flatten(), descending=True, stable=True)[: sampler.count]
     elif sampler.kind == "random":
         chosen = torch.randperm(total, generator=generator)[: sampler.count]
-    elif sampler.kind == "uniform":
-        # Evenly spaced over the steps; which prompts stand for a step is drawn.
-        order = torch.stack([torch.randperm(prompts, generator=generator) * steps + step for step in range(steps)])
-        chosen = order.flatten()[torch.arange(sampler.count) * total // sampler.count]
+    elif sampler.kind in ("uniform", "salient"):
+        # Evenly spaced over the steps; which prompts stand for a step is drawn, or decided by the scores.
+        orders = [
+            torch.argsort(scores[:, step], descending=True, stable=True)
+            if sampler.kind == "salient"
+            else torch.randperm(prompts, generator=generator)
+            for step in range(steps)
+        ]
+        order = torch.stack([order * steps + step for step, order in enumerate(orders)])
+        chosen = order.flatten()[_evenly(sampler.count, prompts, steps)]
     else:
         raise ValueError(f"sampler {sampler.kind!r} chooses no samples")
     return [Sample(index // steps, index % steps) for index in sorted(chosen.tolist())]
+
+
+def _evenly(count: int, prompts: int, steps: int) -> Tensor:
+    """Places in a [steps, prompts] table, the first of each row, so that no step gives more than one more than another."""
+    quota = [(step + 1) * count // steps - step * count // steps for step in range(steps)]
+    return torch.tensor([step * prompts + place for step, number in enumerate(quota) for place in range(number)])

@@ -107,14 +107,20 @@ def joined_tokens(family: Family, states: States) -> Tensor:
     return torch.cat([states[name] for name in family.tokens if name in states], dim=1)
 
 
+def modality_slices(family: Family, states: States) -> list[slice]:
+    """Where the tokens of each state, text or video, stand in `joined_tokens`, in order."""
+    slices, start = [], 0
+    for name in family.tokens:
+        if name in states:
+            slices.append(slice(start, start + states[name].shape[1]))
+            start += states[name].shape[1]
+    return slices
+
+
 def video_slice(family: Family, states: States) -> slice:
     """Where the video tokens stand in `joined_tokens`."""
-    start = 0
-    for name in family.tokens:
-        if name == family.states[0]:
-            return slice(start, start + states[name].shape[1])
-        start += states[name].shape[1] if name in states else 0
-    raise ValueError(f"family {family.name!r} names no video tokens: {family.states[0]!r} is not among {family.tokens}")
+    present = [name for name in family.tokens if name in states]
+    return modality_slices(family, states)[present.index(family.states[0])]
 
 
 def to_device(value: Any, device: torch.device | str) -> Any:

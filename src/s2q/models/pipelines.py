@@ -37,8 +37,17 @@ class OpenPipeline:
     @property
     def steps(self) -> int:
         """Denoising steps of a call, T."""
-        default = inspect.signature(self.pipe.__call__).parameters["num_inference_steps"].default
-        return self.call.get("num_inference_steps", default)
+        return self._argument("num_inference_steps")
+
+    @property
+    def guidance_scale(self) -> float | None:
+        """Scale of classifier-free guidance; None where the transformer runs once a step."""
+        scale = self._argument(self.family.guidance)
+        return scale if scale > 1 else None
+
+    def _argument(self, name: str) -> Any:
+        default = inspect.signature(self.pipe.__call__).parameters[name].default
+        return self.call.get(name, default)
 
 
 def locate(source: str) -> Path:

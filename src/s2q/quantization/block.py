@@ -87,12 +87,20 @@ def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict
 def _hessians(
     simulated: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: list[BlockSample]
 ) -> dict[Group, Tensor]:
-    """GPTQ's Hessian of each shared input, after transform and quantization, over all samples: [K, K]."""
+    """GPTQ's Hessian of each shared input, after transform and quantization, over all samples: [K, K].
+
+    With `weighted_hessian` each token counts by its λ of Eq. 11.
+    """
     hessians: dict[Group, Tensor] = {}
     wanted = [group for group in groups if scheme_for(recipe, family, group[0]).rounding == "gptq"]
 
     def receive(group: Group, linear: SimulatedLinear, x: Tensor, index: int) -> None:
-        x = linear.inputs(x).flatten(0, -2)
+        weights = samples[index].weights if recipe.objective.weighted_hessian else None
+        x = linear.inputs(x)
+        if weights is not None and x.shape[:-1] == weights.shape:
+            # Linears that see other tokens than the block's own, such as text alone, count all of theirs alike.
+            x = x * weights.sqrt().unsqueeze(-1)
+        x = x.flatten(0, -2)
         if group not in hessians:
             hessians[group] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
         accumulate_hessian(hessians[group], x)

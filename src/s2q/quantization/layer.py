@@ -23,6 +23,7 @@ class SimulatedLinear(nn.Module):
         self.groups = group_count(linear.in_features, scheme.group_size)
         # In a list, so that a transform that several linears share is not a child of each.
         self._inputs = [inputs]
+        self._settled: Tensor | None = None
         self.clip_logit = self.round_logit = self.low_rank_down = self.low_rank_up = None
         if scheme.weight_clip == "learned":
             self.clip_logit = nn.Parameter(torch.full((linear.out_features, 1), CLIP_LOGIT))
@@ -89,9 +90,18 @@ class SimulatedLinear(nn.Module):
         scale, zero = self.weight_grid(remainder)
         return fake_quantize(remainder, scale, self.weight_bits, zero)
 
+    def _simulated_weight(self) -> Tensor:
+        """[N, K] as inference will use it; made once for all passes between which nothing is learned."""
+        if torch.is_grad_enabled():
+            self._settled = None
+            return self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        if self._settled is None:
+            self._settled = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        return self._settled
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of `x`."""
-        weight = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        weight = self._simulated_weight()
         rounded = self.inputs(x)
         y = nn.functional.linear(rounded, weight, self.bias)
         if self.low_rank_up is not None:

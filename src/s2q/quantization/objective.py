@@ -25,6 +25,8 @@ class BlockSample:
     """How far its denoising is: 0 at the first step, towards 1 at the last."""
     frames: int = 1
     """Latent frames, into which the video tokens fall."""
+    guidance: float | None = None
+    """Scale s of classifier-free guidance if the rows are pairs of an unconditional and a conditional branch."""
 
 
 def collate(samples: list[BlockSample]) -> BlockSample:
@@ -45,6 +47,7 @@ def collate(samples: list[BlockSample]) -> BlockSample:
         None if first.weights is None else join([sample.weights for sample in samples]),
         first.progress,
         first.frames,
+        first.guidance,
     )
 
 
@@ -72,10 +75,26 @@ def temporal_error(output: Tensor, target: Tensor, frames: int) -> Tensor:
     return (theirs.exp() * (theirs - ours)).sum((1, 2)).mean()
 
 
+def guided_error(output: Tensor, sample: BlockSample) -> Tensor:
+    """Eq. 10 of the guided combination: errors of both branches that agree count once, those of their gap s times.
+
+    The combination of the errors is that which the pipeline makes of its transformer's outputs,
+    e = e_uncond + s (e_cond − e_uncond); a token's weight is the mean of its two.
+    """
+    error = output.float() - sample.target.float()
+    uncond, cond = error[0::2], error[1::2]
+    combined = (uncond + sample.guidance * (cond - uncond)).square().sum(-1)
+    if sample.weights is not None:
+        combined = combined * (sample.weights[0::2] + sample.weights[1::2]) / 2
+    return combined.mean() / sample.target.float().square().sum(-1).mean()
+
+
 def block_loss(family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec) -> Tensor:
-    """The recipe's objective of one block: Eq. 10, and γ times the temporal error of the video tokens."""
+    """The recipe's objective of one block: Eq. 10, the guided error, and γ times the temporal error of the video tokens."""
     output = joined_tokens(family, states)
     loss = weighted_error(output, sample)
+    if objective.guided and sample.guidance is not None and output.shape[0] % 2 == 0:
+        loss = loss + objective.guided * guided_error(output, sample)
     if objective.temporal:
         video = video_slice(family, states)
         loss = loss + objective.temporal * temporal_error(output[:, video], sample.target[:, video], sample.frames)

@@ -1,6 +1,6 @@
 """How much each token counts in the distillation: Eq. 11 of arXiv 2508.04016."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,3 +38,8 @@ def token_weights(received: Tensor, lambda_min: float = 0.5, lambda_max: float =
     span = received.amax(dim=1, keepdim=True) - low
     share = torch.where(span > 0, (received - low) / span.clamp(min=torch.finfo(received.dtype).tiny), 1.0)
     return share * (lambda_max - lambda_min) + lambda_min
+
+
+def weights_by_part(received: Tensor, parts: Sequence[slice], lambda_min: float, lambda_max: float) -> Tensor:
+    """Eq. 11 over each part of the tokens by itself: `parts` are neighbours that cover all of [B, S]."""
+    return torch.cat([token_weights(received[:, part], lambda_min, lambda_max) for part in parts], dim=1)
