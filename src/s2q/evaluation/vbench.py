@@ -148,9 +148,11 @@ def judge(
         _stream(_command(official.python, "judge", *folders, *missing), results, log, advance)
         done = read_scores(results)
     if missing := [dimension for dimension in COLUMNS if dimension not in done]:
-        last = _last_line(log.read_text(encoding="utf-8", errors="replace"))
+        said = log.read_text(encoding="utf-8", errors="replace")
+        why = [line.removeprefix(vbench_runner.FAILED) for line in said.splitlines() if vbench_runner.FAILED in line]
         raise VBenchError(
-            f"the official VBench gave no score for {', '.join(missing)} ({last}): all it said is in {log}. "
+            f"the official VBench gave no score for {', '.join(missing)} ({(why or [_last_line(said)])[0]}): "
+            f"all it said is in {log}. "
             "The videos and its other scores are kept; mend it and repeat the command"
         )
     return done
