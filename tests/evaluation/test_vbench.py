@@ -55,6 +55,17 @@ def test_what_is_installed_is_found_and_only_the_prompts_needed_are_taken(python
     assert list(official.prompts) == ASKED == list(PROMPTS)[:3]
 
 
+def test_a_relative_path_and_a_linked_python_are_the_same_environment(
+    python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "linked").symlink_to(python)
+    for path in ("environment/python", "./linked"):
+        official = find_official(path)
+        assert official.python == str(tmp_path / path.removeprefix("./"))
+        assert official.info.parent == python.parent / "vbench"
+
+
 def test_scores_are_times_100_and_of_the_right_videos(python: Path, tmp_path: Path) -> None:
     official = find_official(str(python))
     videos = fill(tmp_path / "videos", ASKED)

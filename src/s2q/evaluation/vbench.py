@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def find_official(python: str) -> Official:
     Raises:
         VBenchError: it does not run, has no working ``vbench``, or one whose information file is not as expected.
     """
+    if os.sep in python:  # it is run in other folders; its links are kept, for a venv's Python is one
+        python = os.path.abspath(python)
     with tempfile.TemporaryDirectory(prefix="s2q-vbench-") as folder:
         answer = Path(folder) / "answer.json"
         try:
