@@ -161,8 +161,16 @@ def test_report_has_the_keys_that_scripts_rely_on(result: Path) -> None:
     assert (report["recipe"], report["bits"], report["seed"]) == ("s2q_vdit", "W4A6", 0)
     assert report["storage"].keys() >= {"float_bytes", "quantized_bytes", "bits_per_block_weight"}
     assert report["storage"]["bits_per_block_weight"] == 4
-    fidelity = {"psnr_db", "ssim", "latent_relative_mse", "motion_ratio", "clips"}
+    fidelity = {"psnr_db", "ssim", "ms_ssim", "latent_relative_mse", "motion_ratio", "flicker_ratio", "clips"}
     assert report["fidelity"].keys() >= fidelity
+    assert report["fidelity"]["latent_error_middle"] is None  # of two steps one is early and one late
+    assert 0 < report["fidelity"]["latent_error_early"] < report["fidelity"]["latent_error_late"]
+    assert report["appearance"].keys() == {"sharpness", "contrast", "colourfulness", "noise"}
+    for name, row in report["appearance"].items():
+        looks = [[clip["appearance"][side][name] for side in ("float", "quantized")] for clip in report["clips"]]
+        assert row["difference"] == pytest.approx(sum(after - before for before, after in looks) / 2)
+    assert report["learned"] is report["vbench"] is None
+    assert (report["fidelity"]["ms_ssim_scales"], report["fidelity"]["ms_ssim"]) == (1, report["fidelity"]["ssim"])
     assert report["fidelity"]["clips"] == 2
     assert report["readback"] is None
     stages = {"trajectories", "selection", "token_weights", "calibration", "packing", "evaluation"}

@@ -5,7 +5,9 @@ The models are tiny and random: nothing here says anything about quality.
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 import torch
 from made_up_clips import moving_square
 from PIL import Image
+from processes import run_s2q
 from safetensors.torch import load_file, save_file
 from tiny_judges import FEATURES, make_clip, make_dino, make_head, set_model_type
 from transformers import CLIPModel, ViTModel
@@ -29,6 +32,7 @@ from s2q.evaluation.learned import (
     mean_text_similarity,
 )
 from s2q.evaluation.weights import load_head
+from s2q.run import Quantized
 
 PROMPT = "a red square"
 
@@ -151,6 +155,32 @@ def test_the_aesthetic_head_gets_unit_features(judges: dict[str, Path], tmp_path
     for head in (judges["aesthetic"], tmp_path / "head.safetensors"):
         (scorer,) = load_scorers(aesthetic=head, aesthetic_clip=judges["clip"])
         assert scorer(clip, "")["aesthetic_score"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_evaluate_scores_both_clips_of_each_pair(
+    judges: dict[str, Path], tiny_pipeline: Path, quantized: Callable[..., Quantized], tmp_path: Path
+) -> None:
+    folder, out = quantized("rtn", "W4A6").folder, tmp_path / "out"
+    size = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--device", "cpu", "--clips", "2"]
+    models = [word for role, path in judges.items() for word in (f"--{role}", path)]
+    finished = run_s2q(
+        ["evaluate", tiny_pipeline, "--transformer", folder, "-o", out, *size, *models], tmp_path / "logs"
+    )
+    assert finished.status == 0, finished.err
+    report = json.loads((out / "report.json").read_text())
+    assert [model["role"] for model in report["learned"]["models"]] == list(judges)
+    assert list(report["learned"]["measures"]) == list(LEARNED)
+    scorers = load_scorers(**judges)
+    for index, clip in enumerate(report["clips"]):
+        frames = load_file(out / "clips" / f"clip-{index:04d}.safetensors")
+        for side, name in (("float", "reference"), ("quantized", "candidate")):
+            scores = {k: v for scorer in scorers for k, v in scorer(frames[name].numpy(), clip["prompt"]).items()}
+            assert clip["learned"][side] == pytest.approx(scores, abs=1e-5)
+    for name, row in report["learned"]["measures"].items():
+        means = [np.mean([clip["learned"][side][name] for clip in report["clips"]]) for side in ("float", "quantized")]
+        assert [row["float"], row["quantized"]] == pytest.approx(means)
+    assert "CLIPSIM, EvalCrafter&#39;s way" in (out / "report.html").read_text()
+    assert json.loads((out / "metrics.json").read_text())["learned"] == report["learned"]
 
 
 def test_a_prompt_longer_than_clip_reads_is_cut(judges: dict[str, Path]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -60,6 +61,8 @@ def find_official(python: str) -> Official:
     Raises:
         VBenchError: it does not run, has no working ``vbench``, or one whose information file is not as expected.
     """
+    if os.sep in python:  # it is run in other folders; its links are kept, for a venv's Python is one
+        python = os.path.abspath(python)
     with tempfile.TemporaryDirectory(prefix="s2q-vbench-") as folder:
         answer = Path(folder) / "answer.json"
         try:
@@ -148,9 +151,11 @@ def judge(
         _stream(_command(official.python, "judge", *folders, *missing), results, log, advance)
         done = read_scores(results)
     if missing := [dimension for dimension in COLUMNS if dimension not in done]:
-        last = _last_line(log.read_text(encoding="utf-8", errors="replace"))
+        said = log.read_text(encoding="utf-8", errors="replace")
+        why = [line.removeprefix(vbench_runner.FAILED) for line in said.splitlines() if vbench_runner.FAILED in line]
         raise VBenchError(
-            f"the official VBench gave no score for {', '.join(missing)} ({last}): all it said is in {log}. "
+            f"the official VBench gave no score for {', '.join(missing)} ({(why or [_last_line(said)])[0]}): "
+            f"all it said is in {log}. "
             "The videos and its other scores are kept; mend it and repeat the command"
         )
     return done

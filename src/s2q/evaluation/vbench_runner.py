@@ -11,8 +11,9 @@ import importlib
 import json
 import os
 import sys
+import traceback
 
-DONE = "s2q: judged "
+DONE, FAILED = "s2q: judged ", "s2q: failed "
 
 
 def probe(answer, *dimensions):
@@ -35,14 +36,19 @@ def probe(answer, *dimensions):
 
 
 def judge(info, videos, results, *dimensions):
-    """The official evaluation in its standard mode, one dimension after the other."""
+    """The official evaluation in its standard mode, one dimension after the other; one that fails stops no other."""
     import torch
     from vbench import VBench
 
     official = VBench(torch.device("cuda" if torch.cuda.is_available() else "cpu"), info, results)
     for dimension in dimensions:
-        official.evaluate(videos_path=videos, name=dimension, dimension_list=[dimension], mode="vbench_standard")
-        print(DONE + dimension, flush=True)
+        try:
+            official.evaluate(videos_path=videos, name=dimension, dimension_list=[dimension], mode="vbench_standard")
+        except Exception as error:
+            traceback.print_exc()
+            print(FAILED + dimension + ": " + type(error).__name__ + ": " + str(error), flush=True)
+        else:
+            print(DONE + dimension, flush=True)
 
 
 if __name__ == "__main__":
