@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s2q.numerics.gptq import accumulate_hessian, gptq_round
-from s2q.numerics.quantizer import integer_range, quantize, row_scale
+from s2q.numerics.quantizer import affine_grid, dequantize, integer_range, quantize, row_scale
 
 
 def problem(seed: int = 0, rows: int = 12, columns: int = 40, samples: int = 200) -> tuple[torch.Tensor, ...]:
@@ -109,3 +109,22 @@ def test_a_hessian_that_is_none_is_an_error() -> None:
     weight, _ = problem()
     with pytest.raises(ValueError, match="positive definite"):
         gptq_round(weight, row_scale(weight, 4), -torch.ones(40, 40, dtype=torch.float64) * 9, 4)
+
+
+def test_a_diagonal_hessian_is_rounding_to_nearest_on_grouped_affine_grids_too() -> None:
+    weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
+    scale, zero = affine_grid(weight, 4, groups=3)
+    codes = gptq_round(weight, scale, torch.eye(24), 4, zero)
+    assert torch.equal(codes, quantize(weight.double(), scale.double(), 4, zero.double()))
+
+
+def test_it_beats_nearest_on_grouped_affine_grids() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, mix = torch.randn(6, 24, generator=generator), torch.randn(24, 24, generator=generator)
+    x = torch.randn(300, 24, generator=generator) @ mix
+    scale, zero = affine_grid(weight, 3, groups=3)
+    errors = [
+        float((x @ (dequantize(codes, scale, zero) - weight).mT).square().sum())
+        for codes in (gptq_round(weight, scale, hessian_of(x), 3, zero), quantize(weight, scale, 3, zero))
+    ]
+    assert errors[0] < 0.8 * errors[1]

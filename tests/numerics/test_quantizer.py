@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2q.numerics.quantizer import fake_quantize, integer_range, quantize, row_scale
+from s2q.numerics.quantizer import (
+    affine_grid,
+    dequantize,
+    fake_quantize,
+    group_count,
+    integer_range,
+    quantize,
+    row_scale,
+)
 
 few = settings(max_examples=30, deadline=None)
 any_bits = st.integers(2, 8)
@@ -97,3 +105,68 @@ def test_quantize_leaves_the_callers_tensor_alone() -> None:
     before = x.clone()
     quantize(x, torch.ones(1, 1), 4)
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize(
+    ("columns", "group_size", "groups"), [(128, None, 1), (160, 64, 4), (640, 64, 10), (7, 4, 7), (96, 128, 1)]
+)
+def test_a_row_is_cut_into_the_longest_equal_groups_allowed(columns: int, group_size: int | None, groups: int) -> None:
+    assert group_count(columns, group_size) == groups
+    assert columns % groups == 0
+    assert group_size is None or columns // groups <= group_size
+
+
+@few
+@given(seeds, any_bits, st.sampled_from([1, 2, 6]))
+def test_the_affine_grid_holds_all_of_its_range_and_zero_exactly(seed: int, bits: int, groups: int) -> None:
+    x = rows(seed, (5, 12)) + 10.0 ** (seed % 7 - 3)
+    scale, zero = affine_grid(x, bits, groups=groups)
+    smallest, largest = integer_range(bits)
+    assert bool((zero == zero.round()).all())
+    assert smallest <= float(zero.min()) <= float(zero.max()) <= largest
+    back = dequantize(quantize(x, scale, bits, zero), scale, zero)
+    # The zero point is rounded too: one end of the range may be missed by half a step more.
+    assert bool(((back - x).abs() <= scale.repeat_interleave(12 // groups, -1) * (1 + 1e-4)).all())
+    nothing = torch.zeros_like(x)
+    assert torch.equal(dequantize(quantize(nothing, scale, bits, zero), scale, zero), nothing)
+
+
+@few
+@given(seeds, any_bits, st.booleans(), st.sampled_from([1, 3, 12]))
+def test_simulated_grids_are_the_real_ones_bit_for_bit(seed: int, bits: int, symmetric: bool, groups: int) -> None:
+    x = rows(seed, (5, 12))
+    scale, zero = (row_scale(x, bits, 0.9, groups), None) if symmetric else affine_grid(x, bits, 0.9, groups)
+    assert torch.equal(fake_quantize(x, scale, bits, zero), dequantize(quantize(x, scale, bits, zero), scale, zero))
+
+
+def test_groups_are_rows_of_their_own() -> None:
+    x = rows(3, (4, 12))
+    scale, zero = affine_grid(x, 4, groups=3)
+    apart, own = affine_grid(x.reshape(12, 4), 4)
+    assert torch.equal(scale.reshape(-1, 1), apart)
+    assert torch.equal(quantize(x, scale, 4, zero), quantize(x.reshape(12, 4), apart, 4, own).reshape(4, 12))
+
+
+def test_half_a_range_is_used_twice_as_well_by_an_affine_grid() -> None:
+    x = rows(3, (5, 200)).abs()
+    symmetric, (scale, zero) = row_scale(x, 6), affine_grid(x, 6)
+    assert float((dequantize(quantize(x, scale, 6, zero), scale, zero) - x).norm()) < 0.7 * float(
+        (quantize(x, symmetric, 6) * symmetric - x).norm()
+    )
+
+
+@few
+@given(seeds, st.booleans())
+def test_gradients_are_those_of_straight_through_rounding(seed: int, symmetric: bool) -> None:
+    x, bits = rows(seed, (3, 8)).requires_grad_(), 4
+    scale, zero = (row_scale(x.detach(), bits, 0.7), None) if symmetric else affine_grid(x.detach(), bits, 0.7)
+    scale.requires_grad_()
+    weight = rows(seed + 1, (3, 8))
+    smallest, largest = integer_range(bits)
+    offset = 0 if zero is None else zero
+    ratio = x / scale
+    through = (ratio + (ratio.round() - ratio).detach() + offset).clamp(smallest, largest) - offset
+    expected = torch.autograd.grad((through * scale * weight).sum(), (x, scale))
+    got = torch.autograd.grad((fake_quantize(x, scale, bits, zero) * weight).sum(), (x, scale))
+    for one, other in zip(got, expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()))

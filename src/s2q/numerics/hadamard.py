@@ -15,7 +15,7 @@ def has_hadamard(size: int) -> bool:
     """Whether `hadamard` can make a matrix of this size (powers of two; 12, 20, 24, 28, 36, 40, 60, 108, 140, …)."""
     if size in (1, 2):
         return True
-    if size % 4:
+    if size < 1 or size % 4:
         return False
     return _first_kind(size) or _second_kind(size) or has_hadamard(size // 2)
 

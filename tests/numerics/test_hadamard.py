@@ -1,0 +1,45 @@
+"""Hadamard matrices of every width that the families have."""
+
+import pytest
+import torch
+
+from s2q.numerics.hadamard import hadamard, hadamard_factors, hadamard_pair, has_hadamard
+
+SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 36, 40, 48, 60, 64, 80, 108, 128, 140)
+# Inputs of the released models' linears, and those of the demos.
+WIDTHS = (128, 160, 640, 1152, 1536, 1920, 2048, 3072, 5120, 7680, 8192, 8960, 12288, 13824, 15360)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_are_orthogonal_and_all_entries_are_signs(size: int) -> None:
+    matrix = hadamard(size)
+    assert torch.equal(matrix.abs(), torch.ones(size, size, dtype=torch.float64))
+    assert torch.equal(matrix @ matrix.mT, size * torch.eye(size, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("size", [0, 3, 6, 10, 14, 52, 92])
+def test_sizes_without_a_construction_are_refused(size: int) -> None:
+    assert not has_hadamard(size)
+    with pytest.raises(ValueError, match=f"size {size}"):
+        hadamard(size)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_width_of_the_families_is_mixed_as_a_whole(width: int) -> None:
+    n1, n2 = hadamard_factors(width)
+    assert n1 * n2 == width
+    assert has_hadamard(n1)
+    assert has_hadamard(n2)
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 18, 24, 30, 46, 160])
+def test_the_pair_is_orthogonal_at_any_width(width: int) -> None:
+    whole = torch.kron(*hadamard_pair(width))
+    assert torch.allclose(whole @ whole.mT, torch.eye(width, dtype=torch.float64))
+
+
+def test_one_large_channel_is_spread_over_all() -> None:
+    x = torch.zeros(160, dtype=torch.float64)
+    x[17] = 1.0
+    spread = x @ torch.kron(*hadamard_pair(160))
+    assert torch.allclose(spread.abs(), torch.full_like(spread, 160**-0.5))
