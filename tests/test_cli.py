@@ -245,3 +245,24 @@ def test_evaluate_writes_the_same_figures_as_run(tiny_pipeline: Path, result: Pa
     report = json.loads((result / "out" / "report.json").read_text())
     assert json.loads((tmp_path / "e.json").read_text())["fidelity"] == report["fidelity"]
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_compare_writes_table_and_results_and_goes_on(tiny_pipeline: Path, prompts: Path, tmp_path: Path) -> None:
+    command = ["compare", tiny_pipeline, "--recipe", "rtn", "--recipe", "rtn:linear.act_bits=8", "--seeds", "1"]
+    command += ["--clips", "2", "--prompts", prompts, *SIZE, "-o", tmp_path / "out"]
+    done = run_s2q(command, tmp_path / "logs")
+    assert done.status == 0, done.err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["variant"] for row in summary["rows"]] == ["rtn", "rtn:linear.act_bits=8"]
+    assert summary["command"].startswith("s2q compare")
+    assert "rtn:linear.act_bits=8" in (tmp_path / "out" / "TABLE.md").read_text()
+    assert "1/2 rtn" in done.out
+    again = run_s2q(command, tmp_path / "logs-again")
+    assert again.status == 0, again.err
+    assert "1/2 rtn" not in again.out, "cells that are done are not made again"
+
+
+def test_compare_refuses_a_recipe_before_anything_is_loaded(tiny_pipeline: Path, tmp_path: Path) -> None:
+    finished = run_s2q(["compare", tiny_pipeline, "--recipe", "awq", "-o", tmp_path / "out"], tmp_path / "logs")
+    one_line_and_nothing_else(finished, "awq")
+    assert not (tmp_path / "out").exists()

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2q.calibration.selection import Sample, select
+from s2q.calibration.selection import Sample, check_pool, select
 from s2q.recipe import SamplerSpec
 
 few = settings(max_examples=40, deadline=None)
@@ -88,3 +88,25 @@ def test_scores_that_are_not_numbers_are_not_taken_for_the_most_salient() -> Non
     scores[2, 3] = float("nan")
     with pytest.raises(ValueError, match="finite"):
         select(scores, SamplerSpec(kind="salient", count=4), 0)
+
+
+def test_stratified_takes_the_best_prompts_of_each_step() -> None:
+    scores = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    samples = select(scores, SamplerSpec(kind="salient", stratified=True, count=10), 0)
+    counts = [sum(step == own for _, own in samples) for step in range(4)]
+    assert sorted(counts) == [2, 2, 3, 3]
+    for step, count in enumerate(counts):
+        best = set(scores[:, step].argsort(descending=True)[:count].tolist())
+        assert {prompt for prompt, own in samples if own == step} == best
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_first_prompts_of_the_pool_are_chosen_from(kind: str) -> None:
+    samples = select(torch.rand(6, 5), SamplerSpec(kind=kind, count=10, pool=2), 0)
+    assert {prompt for prompt, _ in samples} == {0, 1}
+    assert len(set(samples)) == 10
+
+
+def test_a_pool_that_is_too_small_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 prompts × 5 steps give only 5"):
+        check_pool(6, 5, SamplerSpec(kind="uniform", count=10, pool=1))

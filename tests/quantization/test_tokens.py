@@ -8,7 +8,7 @@ from tiny import make_inputs
 from torch import nn
 
 from s2q.models.families import COGVIDEOX
-from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.quantization.tokens import received_by_block, token_weights, weights_by_part
 
 few = settings(max_examples=40, deadline=None)
 
@@ -57,3 +57,11 @@ def test_a_model_gives_one_row_a_block_and_guidance_branch(transformer: nn.Modul
     rows = received_by_block(transformer, COGVIDEOX, make_inputs())
     assert len(rows) == 2
     assert all(row.shape == (2, 16) for row in rows)
+
+
+def test_parts_are_normalised_apart() -> None:
+    received = torch.tensor([[10.0, 20.0, 1.0, 2.0, 1.5]])
+    together = weights_by_part(received, [slice(None)], 0.5, 1.0)
+    assert torch.equal(together, token_weights(received, 0.5, 1.0))
+    apart = weights_by_part(received, [slice(0, 2), slice(2, 5)], 0.5, 1.0)
+    assert torch.allclose(apart, torch.tensor([[0.5, 1.0, 0.5, 1.0, 0.75]]))

@@ -44,4 +44,5 @@ def grid(variants: Sequence[str], bits: Sequence[str], seeds: int) -> list[Cell]
     if len(set(variants)) < len(variants):
         raise ValueError(f"a recipe is named twice: {', '.join(variants)}")
     cells = [Cell(variant, wanted, seed) for seed in range(seeds) for wanted in bits for variant in variants]
-    return [cell for cell in cells if cell.seed == 0 or cell.recipe().needs_samples]
+    recipes = [cell.recipe() for cell in cells]
+    return [cell for cell, recipe in zip(cells, recipes, strict=True) if cell.seed == 0 or recipe.needs_samples]

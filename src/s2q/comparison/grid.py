@@ -91,5 +91,5 @@ def compare(
             }
             write_json(path, done)
             made.workspace.remove()
-        results.append(done)
+        results.append(read_json(path))
     return {"float": reference, "cells": results}

@@ -95,9 +95,9 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for entry in made:
         against = {}
-        for measure in DIRECTION:
+        for measure in (name for name in DIRECTION if all(name in other.mean for other in made)):
             rival = best_rival(entry, made, measure)
-            if rival is not None and measure in entry.mean:
+            if rival is not None:
                 against[measure] = {
                     "variant": rival.variant,
                     "difference": entry.mean[measure] - rival.mean[measure],
@@ -129,7 +129,7 @@ def markdown(made: Mapping[str, Any]) -> str:
     parts = []
     for bits in dict.fromkeys(row["bits"] for row in made["rows"]):
         rows = [row for row in made["rows"] if row["bits"] == bits]
-        names = [name for name in (*SHOWN, *_readbacks(rows[0])) if name in rows[0]["mean"]]
+        names = [name for name in (*SHOWN, *_readbacks(rows[0])) if all(name in row["mean"] for row in rows)]
         full = rows[0]["against_full_precision"]
         lines = [
             f"**{bits}**, {made['clips']} held-out clips",
