@@ -45,10 +45,11 @@ def compare(
 ) -> None:
     """Compare recipes on the same held-out prompts: mean, spread over calibration seeds, paired tests.
 
-    Writes RESULTS.json (every clip of every cell), summary.json and TABLE.md. --prompts are those compared on.
+    Writes RESULTS.json (every clip of every cell), summary.json, TABLE.md and index.html. --prompts are those compared on.
     """
     from s2q.comparison.cells import grid
     from s2q.comparison.grid import compare as run_compare
+    from s2q.comparison.page import page
     from s2q.comparison.summary import markdown, summary
     from s2q.progress import terminal_progress
     from s2q.recipes import RECIPES
@@ -70,7 +71,9 @@ def compare(
     write_json(out / "RESULTS.json", results)
     write_json(out / "summary.json", made)
     table = markdown(made)
-    with replacing(out / "TABLE.md") as path:
-        path.write_text(f"`{results['command']}`\n\n{table}", encoding="utf-8")
+    texts = {"TABLE.md": f"`{made['command']}`\n\n{table}", "index.html": page(made, f"Recipes compared on {pipeline}")}
+    for name, text in texts.items():
+        with replacing(out / name) as path:
+            path.write_text(text, encoding="utf-8")
     console.print(table, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written to {out / 'TABLE.md'}", markup=False, highlight=False)
+    console.print(f"written to {out / 'index.html'}", markup=False, highlight=False)

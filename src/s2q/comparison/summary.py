@@ -129,7 +129,7 @@ def markdown(made: Mapping[str, Any]) -> str:
     parts = []
     for bits in dict.fromkeys(row["bits"] for row in made["rows"]):
         rows = [row for row in made["rows"] if row["bits"] == bits]
-        names = [name for name in (*SHOWN, *_readbacks(rows[0])) if all(name in row["mean"] for row in rows)]
+        names = shown_measures(rows)
         full = rows[0]["against_full_precision"]
         lines = [
             f"**{bits}**, {made['clips']} held-out clips",
@@ -144,8 +144,7 @@ def markdown(made: Mapping[str, Any]) -> str:
         for row in rows:
             cells = []
             for name in names:
-                spread = "" if row["std"][name] is None else f" ± {row['std'][name]:.2g}"
-                text = f"{row['mean'][name]:.4g}{spread}"
+                text = cell_text(row, name)
                 bold = name in best and DIRECTION[name] * row["mean"][name] == best[name]
                 cells.append(f"**{text}**" if bold else text)
             size = f"{row['quantized_bytes'] / 1e6:.2f}"
@@ -154,5 +153,13 @@ def markdown(made: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _readbacks(row: Mapping[str, Any]) -> list[str]:
-    return sorted(name for name in row["mean"] if name.startswith("readback_"))
+def cell_text(row: Mapping[str, Any], name: str) -> str:
+    """Mean ± spread of one measure of a row of `summary`."""
+    spread = "" if row["std"][name] is None else f" ± {row['std'][name]:.2g}"
+    return f"{row['mean'][name]:.4g}{spread}"
+
+
+def shown_measures(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The measures that a table shows, of those that every row has."""
+    readbacks = sorted(name for name in rows[0]["mean"] if name.startswith("readback_"))
+    return [name for name in (*SHOWN, *readbacks) if all(name in row["mean"] for row in rows)]
