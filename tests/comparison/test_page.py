@@ -28,7 +28,8 @@ def test_it_loads_nothing_from_elsewhere() -> None:
 
 def test_each_setting_of_bits_has_its_own_part_and_thirds_are_drawn_where_they_are_measured() -> None:
     thirds = {"latent_error_early": 1e-5, "latent_error_middle": 1e-4, "latent_error_late": 1e-3}
-    cells = [cell("a", 0, [30.0, 31.0]), cell("b", 0, [29.0, 32.0]), cell("a", 0, [20.0, 21.0], "W4A4")]
+    low, high = [20.0 + n for n in range(6)], [30.0 + n for n in range(6)]
+    cells = [cell("a", 0, high), cell("b", 0, low), cell("a", 0, low, "W4A4")]
     for one in cells[:2]:
         one["clips"] = [row | thirds for row in one["clips"]]
     html = page({"command": "x", **summary(RESULTS | {"cells": cells})}, "x")
