@@ -155,7 +155,7 @@ class FloatSimulation(nn.Module):
         scheme, self.transform = linear.scheme, linear.input_transform()
         self.acts = None
         if scheme.act_bits is not None:
-            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.weight_scale.shape[1])
+            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.act_groups)
         codes = unpack(linear.weight_packed, scheme.weight_bits, linear.in_features).unflatten(
             1, (self.groups(linear), -1)
         )

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Mapping
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from s2q.numerics.packing import packed_width
@@ -49,7 +49,9 @@ class SchemeSpec(BaseModel):
     symmetric_weights: bool = True
     symmetric_acts: bool = True
     group_size: int | None = Field(None, ge=1)
-    """Most input channels of a group, see `s2q.numerics.quantizer.group_count`; None is one group."""
+    """Most input channels of a group of the weight, see `s2q.numerics.quantizer.group_count`; None is one group."""
+    act_group_size: int | None = Field(None, ge=1)
+    """The same of the tokens; where both have groups, they are the same."""
     channel_scale: bool = False
     kronecker: bool = False
     input_clip: bool = False
@@ -63,6 +65,12 @@ class SchemeSpec(BaseModel):
     """Input width → (n1, n2)."""
     targets: dict[str, str]
     """Name of the linear → checksum of its tensors, see `checksum`."""
+
+    @model_validator(mode="after")
+    def _groups_agree(self) -> "SchemeSpec":
+        if self.group_size and self.act_group_size and self.group_size != self.act_group_size:
+            raise ValueError(f"group_size {self.group_size} and act_group_size {self.act_group_size} differ")
+        return self
 
     def factors(self, columns: int) -> tuple[int, int]:
         """n1, n2 of the Kronecker transform for inputs of `columns` channels."""

@@ -88,7 +88,9 @@ class LinearScheme(_Part):
     symmetric_acts: bool = True
     """Asymmetric grids run from min to max and have a zero point."""
     group_size: int | None = Field(None, ge=1)
-    """Neighbouring input channels that have a step size of their own, in weights and tokens alike; None is all."""
+    """Neighbouring input channels of the weight that have a step size of their own; None is all."""
+    act_group_size: int | None = Field(None, ge=1)
+    """The same of each token. Groups of both must be the same where both have them."""
     act_range: Literal["token", "static"] = "token"
     """The range of the input: each token's own at inference, or one for all, found in calibration."""
     transform: TransformSpec | None = None
@@ -101,6 +103,8 @@ class LinearScheme(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> "LinearScheme":
+        if self.group_size and self.act_group_size and self.group_size != self.act_group_size:
+            raise ValueError(f"group_size {self.group_size} and act_group_size {self.act_group_size} must be the same")
         if self.act_clip != "learned" and not 0 < self.act_clip <= 1:
             raise ValueError(f'act_clip must be above 0 and at most 1, or "learned", got {self.act_clip}')
         if self.rounding == "adaround" and self.transform is not None and self.transform.learned:

@@ -63,7 +63,9 @@ def quarot(bits: Bits) -> Recipe:
 
 def q_dit(bits: Bits) -> Recipe:
     """Q-DiT: asymmetric groups of 128 channels in weights and tokens, GPTQ."""
-    schemes = _schemes(bits, group_size=128, symmetric_weights=False, symmetric_acts=False, rounding="gptq")
+    schemes = _schemes(
+        bits, group_size=128, act_group_size=128, symmetric_weights=False, symmetric_acts=False, rounding="gptq"
+    )
     return Recipe(name="q_dit", reference="arXiv 2406.17343", bits=str(bits), **schemes, sampler=EVENLY)
 
 
@@ -122,6 +124,7 @@ def svdquant(bits: Bits) -> Recipe:
         bits,
         modulation={"transform": None, "low_rank": None},
         group_size=64,
+        act_group_size=64,
         transform=TransformSpec(alpha="search", rotation="none", learned=False),
         low_rank=LowRankSpec(rank=32, refits=20),
         rounding="gptq",

@@ -28,7 +28,7 @@ def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     y = reference.quantized_linear(
         x.reshape(-1, linear.in_features),
         linear.input_transform(),
-        reference.ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.weight_scale.shape[1]),
+        reference.ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.act_groups),
         reference.CodedWeight(unpack(linear.weight_packed, bits, linear.in_features), linear.weight_scale, zero),
         linear.bias,
         linear.low_rank(),
@@ -49,11 +49,14 @@ def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     symmetric_weights=st.booleans(),
     symmetric_acts=st.booleans(),
     group_size=st.sampled_from([None, 1, 8, 32]),
+    groups_of=st.sampled_from(["both", "weight", "tokens"]),
     input_range=st.booleans(),
 )
 def test_integers_give_the_definition_bit_for_bit(
-    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype, **scheme
+    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype, group_size, groups_of, **scheme
 ) -> None:
+    scheme["group_size"] = None if groups_of == "tokens" else group_size
+    scheme["act_group_size"] = None if groups_of == "weight" else group_size
     linear = make_linear(outputs, columns, weight_bits, act_bits, transform=transform, bias=bias, **scheme)
     x = tokens(rows, columns, dtype=dtype)
     y = linear(x)

@@ -22,6 +22,7 @@ def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
         symmetric_weights=scheme.symmetric_weights,
         symmetric_acts=scheme.symmetric_acts,
         group_size=scheme.group_size,
+        act_group_size=scheme.act_group_size if acts else None,
         channel_scale=signs or (transform is not None and transform.channel_scale),
         kronecker=factors is not None,
         input_clip=acts and scheme.act_clip != 1.0,

@@ -63,7 +63,7 @@ class SharedTransform(nn.Module):
         super().__init__()
         self.acts = None
         if scheme.act_bits is not None:
-            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, group_count(columns, scheme.group_size))
+            self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, group_count(columns, scheme.act_group_size))
         spec = scheme.transform
         self.log_scale = self.left = self.right = self.clip_logit = None
         self.register_buffer("signs", None)

@@ -117,7 +117,7 @@ def multiply(
 ) -> Tensor:
     """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
     rows, columns = inputs.codes.shape
-    groups = weight.scale.shape[1]
+    groups = max(inputs.scale.shape[1], weight.scale.shape[1])
     halves = in_halves(weight.bits, columns, groups)
     codes = unpack_weight(weight.packed, weight.bits, columns, halves)
     coded = CodedWeight(codes, weight.scale, weight.zero)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from s2q.checkpoint import SchemeSpec, tensor_layout
 from s2q.numerics.kronecker import kronecker_apply
+from s2q.numerics.quantizer import group_count
 from s2q.runtime.integer import PackedWeight, float_weight, in_halves, multiply, quantize_input
 from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
@@ -75,6 +76,11 @@ class QuantLinear(nn.Linear):
         """The packed weight, int32: adapters ask it for its device."""
         return self.weight_packed
 
+    @property
+    def act_groups(self) -> int:
+        """G of the tokens."""
+        return group_count(self.in_features, self.scheme.act_group_size)
+
     def packed_tensors(self) -> dict[str, Tensor]:
         """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
         return {name: getattr(self, name) for name in self.tensor_names}
@@ -110,6 +116,7 @@ class QuantLinear(nn.Linear):
                 scheme.weight_bits,
                 WEIGHT_ONLY if scheme.act_bits is None else scheme.act_bits,
                 scheme.symmetric_acts,
+                self.act_groups,
                 scheme.low_rank_on_codes,
             )
         else:
@@ -120,12 +127,12 @@ class QuantLinear(nn.Linear):
         """Transform and quantize `x` [..., K], or take it from a linear of the group that just did."""
 
         def make() -> QuantizedInput:
-            scheme, groups = self.scheme, self.weight_scale.shape[1]
+            scheme = self.scheme
             return quantize_input(
                 x.reshape(-1, self.in_features),
                 self.input_transform(),
-                ActFormat(scheme.act_bits, scheme.symmetric_acts, groups),
-                in_halves(scheme.weight_bits, self.in_features, groups),
+                ActFormat(scheme.act_bits, scheme.symmetric_acts, self.act_groups),
+                in_halves(scheme.weight_bits, self.in_features, max(self.act_groups, self.weight_scale.shape[1])),
                 keep_values=scheme.low_rank > 0,
             )
 

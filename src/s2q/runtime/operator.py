@@ -28,6 +28,7 @@ def quantized_linear(
     weight_bits: int,
     act_bits: int,
     symmetric_acts: bool,
+    act_groups: int,
     low_rank_on_codes: bool,
 ) -> Tensor:
     """x [M, K], packed int32 [N, words], weight_scale float32 [N, G] → [M, N] in the dtype of `x`."""
@@ -36,9 +37,8 @@ def quantized_linear(
     low_rank = None if low_rank_down is None else LowRank(low_rank_down, low_rank_up, low_rank_on_codes)
     if act_bits == WEIGHT_ONLY:
         return weight_only(transform_input(x, transform), weight, bias, low_rank).to(x.dtype)
-    groups = weight_scale.shape[1]
-    acts = ActFormat(act_bits, symmetric_acts, groups)
-    halves = in_halves(weight_bits, x.shape[1], groups)
+    acts = ActFormat(act_bits, symmetric_acts, act_groups)
+    halves = in_halves(weight_bits, x.shape[1], max(act_groups, weight_scale.shape[1]))
     inputs = quantize_input(x, transform, acts, halves, keep_values=low_rank is not None)
     return multiply(inputs, weight, bias, low_rank, x.dtype)
 
@@ -64,7 +64,7 @@ def _backward(ctx, gradient):
         gradient = kronecker_apply(gradient, left.mT, right.mT)
     if input_scale is not None:
         gradient = gradient * input_scale
-    return (gradient.to(ctx.dtype), *[None] * 15)
+    return (gradient.to(ctx.dtype), *[None] * 16)
 
 
 quantized_linear.register_autograd(_backward, setup_context=_save)

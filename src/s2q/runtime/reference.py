@@ -49,9 +49,9 @@ class QuantizedInput(NamedTuple):
     codes: Tensor
     """int8 [M, K]"""
     scale: Tensor
-    """float32 [M, G]"""
+    """float32 [M, G], or [M, 1] for tokens without groups"""
     zero: Tensor | None = None
-    """float32 whole numbers [M, G]; None is symmetric"""
+    """float32 whole numbers, of the same shape; None is symmetric"""
     values: Tensor | None = None
     """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
 
@@ -62,9 +62,9 @@ class CodedWeight(NamedTuple):
     codes: Tensor
     """int8 [N, K]"""
     scale: Tensor
-    """float32 [N, G]"""
+    """float32 [N, G], or [N, 1] for a weight without groups"""
     zero: Tensor | None = None
-    """float32 whole numbers [N, G]; None is symmetric"""
+    """float32 whole numbers, of the same shape; None is symmetric"""
 
 
 class LowRank(NamedTuple):
@@ -126,12 +126,13 @@ def scaled_product(inputs: QuantizedInput, weight: CodedWeight, product: Product
     Args:
         product: the exact integer product of codes, int8 [M, k] and int8 [N, k] → int32 [M, N].
     """
-    groups = weight.scale.shape[1]
+    groups = max(inputs.scale.shape[1], weight.scale.shape[1])
     y = None
     for group, (a, w) in enumerate(zip(inputs.codes.chunk(groups, 1), weight.codes.chunk(groups, 1), strict=True)):
         total = product(a, w)
-        column = slice(group, group + 1)
-        own = slice(0, 1) if inputs.scale.shape[1] == 1 else column
+        own, column = (
+            slice(0, 1) if scale.shape[1] == 1 else slice(group, group + 1) for scale in (inputs.scale, weight.scale)
+        )
         zero_a = None if inputs.zero is None else inputs.zero[:, own].to(torch.int32)
         if zero_a is not None:
             total = total - zero_a * w.sum(1, dtype=torch.int32)
