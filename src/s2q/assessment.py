@@ -17,7 +17,7 @@ from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import to_device
-from s2q.models.pipelines import DEMO, OpenPipeline
+from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
@@ -126,7 +126,7 @@ def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, float]] | None:
     """What the clips show, read from their pixels: only the demo's world is simple enough for that."""
-    if opened.source != DEMO:
+    if opened.source not in DEMOS:
         return None
     from s2q.demo.readback import scores
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from s2q.models.pipelines import DEMO
+from s2q.models.pipelines import DEMOS
 
 CALIBRATION = (
     "A fishing boat leaves a small harbour at dawn, gulls circling above the masts, fog lifting off the water.",
@@ -48,7 +48,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def calibration_prompts(source: str, count: int, seed: int) -> list[str]:
     """`count` prompts to calibrate the pipeline `source` on, or all bundled ones if there are fewer."""
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo.scenes import calibration_prompts as demo_prompts
 
         return demo_prompts(count, seed)
@@ -57,7 +57,7 @@ def calibration_prompts(source: str, count: int, seed: int) -> list[str]:
 
 def evaluation_prompts(source: str, count: int) -> list[str]:
     """`count` prompts, none of them used for calibration, or all bundled ones if there are fewer."""
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo.scenes import evaluation_prompts as demo_prompts
 
         return demo_prompts(count)
