@@ -41,8 +41,8 @@ class FlowSizes:
 
     denoiser: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
-    diffusion_batch: int = 32
-    autoencoder_batch: int = 8
+    diffusion_batch: int = 16
+    autoencoder_batch: int = 4
     clips_per_scene: int = 64
     autoencoder_clips_per_scene: int = 16
 

@@ -48,7 +48,7 @@ class ExplicitWanAttention:
         return attn.to_out[0]((weights @ value).transpose(1, 2).flatten(2))
 
 
-def build_transformer(heads: int = 4, layers: int = 6) -> WanTransformer3DModel:
+def build_transformer(heads: int = 5, layers: int = 6) -> WanTransformer3DModel:
     """An untrained transformer over 3x8x8 latents in 2x2 patches: 48 video tokens that look at 16 text tokens."""
     width = heads * _HEAD_WIDTH
     transformer = WanTransformer3DModel(
@@ -89,7 +89,7 @@ def build_text_encoder(vocabulary: int, layers: int = 2) -> UMT5EncoderModel:
     )
 
 
-def build_denoiser(heads: int = 4, layers: int = 6) -> nn.ModuleDict:
+def build_denoiser(heads: int = 5, layers: int = 6) -> nn.ModuleDict:
     """What diffusion training trains: ``transformer`` and ``text_encoder``."""
     transformer = build_transformer(heads, layers)
     transformer.set_attn_processor(ExplicitWanAttention())
