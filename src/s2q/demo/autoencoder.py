@@ -13,7 +13,7 @@ LATENT_CHANNELS = 16
 _BATCH = 8
 _KL_WEIGHT = 1e-4
 _OBJECT_WEIGHT = 3.0
-MOST_LATENT_NOISE = 0.4  # in unscaled latents, whose standard deviation comes out near 0.9
+_MOST_LATENT_NOISE = 0.4  # in unscaled latents, whose standard deviation comes out near 0.9
 # The posterior starts nearly deterministic; at the usual log variance of 0 its noise drowns the picture for long.
 INITIAL_LOG_VARIANCE = -6.0
 
@@ -89,7 +89,7 @@ def decoder_loss(autoencoder: AutoencoderKLCogVideoX, *, batch: int = _BATCH) ->
 
     def loss(generator: torch.Generator) -> torch.Tensor:
         video = _draw(batch, generator, autoencoder.device)
-        amount = MOST_LATENT_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator).to(video.device)
+        amount = _MOST_LATENT_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator).to(video.device)
         with torch.autocast(video.device.type, torch.bfloat16):
             with torch.no_grad():
                 latents = autoencoder.encode(video).latent_dist.mean.float()

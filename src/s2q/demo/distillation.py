@@ -11,12 +11,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from s2q.demo.autoencoder import INITIAL_LOG_VARIANCE, MOST_LATENT_NOISE, reconstruction_error, to_model
+from s2q.demo.autoencoder import INITIAL_LOG_VARIANCE, reconstruction_error, to_model
 from s2q.demo.flow import FlowFamily
 from s2q.demo.latents import LatentClips, training_pixels
 from s2q.demo.loop import LossFunction
 
-_BATCH = 8
+_BATCH = 4
+_MOST_NOISE = 0.5  # in standard deviations of a channel
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,19 @@ class Pairs:
     Attributes:
         pixels: uint8 [N, F, H, W, 3].
         latents: float32 [N, C, F', H', W'], raw: as the autoencoder to be taught takes and gives them.
+        spread: standard deviation of the latents by channel, [C, 1, 1, 1].
     """
 
     pixels: torch.Tensor
     latents: torch.Tensor
+    spread: torch.Tensor
 
     @classmethod
     def of(cls, clips: LatentClips, rounds: int) -> Pairs:
         """The clips of the training set's first rounds over all scenes, drawn once more, with their latents."""
         pixels = training_pixels(rounds)
-        return cls(pixels, clips.latents[: len(pixels)].float().transpose(1, 2).contiguous())
+        spread = clips.statistics()[1].unsqueeze(1)
+        return cls(pixels, clips.latents[: len(pixels)].float().transpose(1, 2).contiguous(), spread)
 
 
 def quieten(autoencoder: nn.Module) -> nn.Module:
@@ -67,7 +71,7 @@ def taught_decoder_loss(
     def loss(generator: torch.Generator) -> torch.Tensor:
         drawn = torch.randint(len(pairs.pixels), (batch,), generator=generator)
         latents = pairs.latents[drawn]
-        amount = MOST_LATENT_NOISE * torch.rand(batch, 1, 1, 1, 1, generator=generator)
+        amount = _MOST_NOISE * pairs.spread * torch.rand(batch, 1, 1, 1, 1, generator=generator)
         noisy = latents + amount * torch.randn(latents.shape, generator=generator)
         with torch.autocast(device.type, torch.bfloat16):
             decoded = family.decode(autoencoder, noisy.to(device))

@@ -31,6 +31,8 @@ class FlowFamily:
         build_denoiser: sizes to an untrained ``transformer`` with its text encoders, trained together.
         tokenize: captions to token tensors, padded as the family's pipeline pads them.
         encode: a denoiser and rows of tokens to the transformer's conditions, as the family's pipeline makes them.
+        own_latents: the training set in the CogVideoX demo's latents to the same in those of the family's autoencoder,
+            a fixed shift and scale apart; all that follow take the latter.
         normalization: the training set to what the family's pipeline undoes before decoding: a mean and a standard
             deviation, each [C, 1, 1] or one number.
         build_autoencoder: sizes and the training set to an untrained autoencoder with that in its config.
@@ -43,6 +45,7 @@ class FlowFamily:
     build_denoiser: Callable[..., nn.ModuleDict]
     tokenize: Callable[[list[str]], Tokens]
     encode: Callable[[nn.ModuleDict, Tokens], Tokens]
+    own_latents: Callable[[LatentClips], LatentClips]
     normalization: Callable[[LatentClips], tuple[torch.Tensor | float, torch.Tensor | float]]
     build_autoencoder: Callable[..., Any]
     decode: Callable[[Any, torch.Tensor], torch.Tensor]

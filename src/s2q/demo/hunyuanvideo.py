@@ -31,6 +31,7 @@ from s2q.demo.latents import LatentClips
 from s2q.demo.text import WIDTH
 
 _HEAD_WIDTH = 32
+_SCALING_FACTOR = 0.476986  # the released autoencoder's
 
 
 class ExplicitHunyuanAttention:
@@ -130,14 +131,15 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 
 
-def normalization(clips: LatentClips) -> tuple[float, float]:
-    """No mean, and one standard deviation for all channels: the pipeline knows a scaling factor alone."""
-    return 0.0, 1 / clips.scaling_factor
+def own_latents(clips: LatentClips) -> LatentClips:
+    """Every channel with mean 0 and one standard deviation, since the pipeline knows a scaling factor alone.
+
+    Channels of little variance carry much of shape and motion, and would drown in noise that suits the others.
+    """
+    return clips.normalized(1 / _SCALING_FACTOR)
 
 
-def build_autoencoder(
-    clips: LatentClips, block_out_channels: tuple[int, ...] = (16, 32, 64)
-) -> AutoencoderKLHunyuanVideo:
+def build_autoencoder(_: LatentClips, block_out_channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKLHunyuanVideo:
     """An untrained autoencoder: 4x smaller in space and in time, the first frame apart (9 frames give 3)."""
     levels = len(block_out_channels)
     return AutoencoderKLHunyuanVideo(
@@ -147,7 +149,7 @@ def build_autoencoder(
         block_out_channels=block_out_channels,
         layers_per_block=1,
         norm_num_groups=8,
-        scaling_factor=clips.scaling_factor,
+        scaling_factor=_SCALING_FACTOR,
         spatial_compression_ratio=4,
         temporal_compression_ratio=4,
     )
@@ -176,7 +178,8 @@ HUNYUANVIDEO = FlowFamily(
     build_denoiser=build_denoiser,
     tokenize=tokenize_captions,
     encode=encode_captions,
-    normalization=normalization,
+    own_latents=own_latents,
+    normalization=lambda _: (0.0, 1 / _SCALING_FACTOR),
     build_autoencoder=build_autoencoder,
     decode=decode,
     assemble=assemble,

@@ -31,6 +31,17 @@ class LatentClips:
         """What brings the latents to unit variance."""
         return 1 / self.latents.float().std().item()
 
+    def statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of every channel: float32 [C, 1, 1] each."""
+        latents = self.latents.float()
+        mean, std = latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4))
+        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
+
+    def normalized(self, std: float) -> LatentClips:
+        """The same clips with mean 0 and standard deviation ``std`` in every channel."""
+        mean, own = self.statistics()
+        return LatentClips(((self.latents.float() - mean) * (std / own)).half(), self.scene)
+
 
 def _rounds(count: int, seed: int) -> Iterator[torch.Tensor]:
     """Every training scene drawn once a round: uint8 [scenes, F, H, W, 3]."""

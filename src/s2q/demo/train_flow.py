@@ -69,7 +69,8 @@ def _build_autoencoder(family: FlowFamily, clips: LatentClips, sizes: FlowSizes,
 def plan_flow_steps(family: FlowFamily, minutes: float, sizes: FlowSizes, device: str) -> FlowSteps:
     """Measure this machine and share ``minutes`` between the stages."""
     clips = LatentClips(torch.randn(64, 3, 16, 8, 8).half(), torch.zeros(64, dtype=torch.int64))
-    pairs = Pairs(torch.zeros(64, 9, 32, 32, 3, dtype=torch.uint8), clips.latents.float().transpose(1, 2))
+    latents = clips.latents.float().transpose(1, 2)
+    pairs = Pairs(torch.zeros(64, 9, 32, 32, 3, dtype=torch.uint8), latents, torch.ones(16, 1, 1, 1))
     denoiser = _build_denoiser(family, sizes, device)
     autoencoder = _build_autoencoder(family, clips, sizes, device)
     diffusion = seconds_a_step(denoiser, flow_loss(family, denoiser, clips, batch=sizes.diffusion_batch))
@@ -161,7 +162,7 @@ def train_flow(
     if export_now and missing:
         raise FileNotFoundError(f"nothing to export yet: {work} holds no {' and no '.join(missing)}")
     stop_after = 0 if export_now else None
-    clips = training_latents(sizes, work)
+    clips = family.own_latents(training_latents(sizes, work))
     denoiser = train_flow_denoiser(family, work, clips, steps.diffusion, sizes, device, stop_after)
     autoencoder = teach_autoencoder(family, work, clips, steps, sizes, device, stop_after)
     export_pipeline(family.assemble(autoencoder, denoiser), output)

@@ -115,16 +115,9 @@ def encode_captions(denoiser: nn.ModuleDict, tokens: dict[str, torch.Tensor]) ->
     return {"encoder_hidden_states": states * tokens["attention_mask"].unsqueeze(-1)}
 
 
-def normalization(clips: LatentClips) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of every channel: float32 [C, 1, 1] each."""
-    latents = clips.latents.float()
-    mean, std = latents.mean((0, 1, 3, 4)), latents.std((0, 1, 3, 4))
-    return mean.view(-1, 1, 1), std.view(-1, 1, 1)
-
-
 def build_autoencoder(clips: LatentClips, base_dim: int = 16) -> AutoencoderKLWan:
     """An untrained autoencoder: 4x smaller in space and in time, the first frame apart (9 frames give 3)."""
-    mean, std = normalization(clips)
+    mean, std = clips.statistics()
     return AutoencoderKLWan(
         base_dim=base_dim,
         z_dim=LATENT_CHANNELS,
@@ -172,7 +165,8 @@ WAN = FlowFamily(
     build_denoiser=build_denoiser,
     tokenize=tokenize_captions,
     encode=encode_captions,
-    normalization=normalization,
+    own_latents=lambda clips: clips,
+    normalization=LatentClips.statistics,
     build_autoencoder=build_autoencoder,
     decode=decode,
     assemble=assemble,
