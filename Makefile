@@ -1,5 +1,7 @@
 # Set-up uses plain pip: constraints.txt pins what was tested. PYTHON may name another interpreter (3.10 or newer).
 PYTHON ?= python3
+# Which demo pipeline: cogvideox, wan or hunyuanvideo.
+FAMILY ?= cogvideox
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -32,8 +34,8 @@ format: setup  ## Mend what check finds, as far as it can be mended.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo-train: setup  ## Train the demo pipeline again from nothing (hours on two cores); interrupted, it goes on.
-	$(BIN)/python -m s2q.demo.train --output runs/demo-training
+demo-train: setup  ## Train a demo (FAMILY=cogvideox, wan or hunyuanvideo) anew (hours on two cores); interrupted, it goes on.
+	$(BIN)/python -m s2q.demo.train --family $(FAMILY) --output runs/demo-trained/$(FAMILY)
 
-demo-check: setup  ## Read the demo pipeline's clips back on held-out prompts.
-	$(BIN)/python -m s2q.demo.check --clips 128
+demo-check: setup  ## Read a demo's clips back on held-out prompts.
+	$(BIN)/python -m s2q.demo.check --family $(FAMILY) --clips 128

@@ -22,7 +22,7 @@ from s2q.evaluation.vbench import Official
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import to_device
 from s2q.models.geometry import token_grid
-from s2q.models.pipelines import DEMO, OpenPipeline
+from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
@@ -192,7 +192,7 @@ def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, float]] | None:
     """What the clips show, read from their pixels: only the demo's world is simple enough for that."""
-    if opened.source != DEMO:
+    if opened.source not in DEMOS:
         return None
     from s2q.demo.readback import scores
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from s2q.models.pipelines import DEMO
+from s2q.models.pipelines import DEMOS
 
 CALIBRATION = (
     "A fishing boat leaves a small harbour at dawn, gulls circling above the masts, fog lifting off the water.",
@@ -50,7 +50,7 @@ def read_prompts(path: Path) -> list[str]:
 
 def calibration_prompts(source: str, count: int, seed: int) -> list[str]:
     """`count` prompts to calibrate the pipeline `source` on, or all bundled ones if there are fewer."""
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo.scenes import calibration_prompts as demo_prompts
 
         return demo_prompts(count, seed)
@@ -59,7 +59,7 @@ def calibration_prompts(source: str, count: int, seed: int) -> list[str]:
 
 def evaluation_prompts(source: str, count: int) -> list[str]:
     """`count` prompts, none of them used for calibration, or all bundled ones if there are fewer."""
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo.scenes import evaluation_prompts as demo_prompts
 
         return demo_prompts(count)
@@ -71,7 +71,7 @@ def readback_of(source: str, prompt: str, clip: Tensor) -> dict[str, bool]:
 
     Empty for anything but the demos: only their world is simple enough to be read.
     """
-    if source != DEMO:
+    if source not in DEMOS:
         return {}
     from s2q.demo.readback import read
     from s2q.demo.scenes import Scene

@@ -5,7 +5,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from s2q.demo import scenes
-from s2q.demo.diffusion import LatentClips, encode_training_clips
+from s2q.demo.latents import LatentClips, encode_training_clips
 from s2q.demo.loop import Plan
 from s2q.demo.train import Sizes, Steps, train, train_autoencoder, train_denoiser
 

@@ -15,7 +15,7 @@ _KL_WEIGHT = 1e-4
 _OBJECT_WEIGHT = 3.0
 _MOST_LATENT_NOISE = 0.4  # in unscaled latents, whose standard deviation comes out near 0.9
 # The posterior starts nearly deterministic; at the usual log variance of 0 its noise drowns the picture for long.
-_INITIAL_LOG_VARIANCE = -6.0
+INITIAL_LOG_VARIANCE = -6.0
 
 
 def build_autoencoder(block_out_channels: tuple[int, ...] = (16, 32, 64)) -> AutoencoderKLCogVideoX:
@@ -34,7 +34,7 @@ def build_autoencoder(block_out_channels: tuple[int, ...] = (16, 32, 64)) -> Aut
         scaling_factor=1.0,
     )
     with torch.no_grad():
-        autoencoder.encoder.conv_out.conv.bias[LATENT_CHANNELS:] = _INITIAL_LOG_VARIANCE
+        autoencoder.encoder.conv_out.conv.bias[LATENT_CHANNELS:] = INITIAL_LOG_VARIANCE
     return autoencoder
 
 
@@ -55,7 +55,7 @@ def _draw(batch: int, generator: torch.Generator, device: torch.device) -> torch
     return to_model(scenes.render_batch([pool[index] for index in drawn], generator)).to(device)
 
 
-def _reconstruction_error(decoded: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
+def reconstruction_error(decoded: torch.Tensor, video: torch.Tensor) -> torch.Tensor:
     """Absolute plus squared error, weighted up where the object is."""
     # The plain background is most of the picture and is learnt at once; the object is what blurs.
     background = video.flatten(2).median(dim=2).values.view(len(video), 3, 1, 1, 1)
@@ -75,7 +75,7 @@ def autoencoder_loss(autoencoder: AutoencoderKLCogVideoX, *, batch: int = _BATCH
             noise = torch.randn(posterior.mean.shape, generator=generator).to(video.device)
             decoded = autoencoder.decode(posterior.mean + posterior.std * noise).sample
         kl = posterior.kl().mean() / posterior.mean[0].numel()
-        return _reconstruction_error(decoded, video) + _KL_WEIGHT * kl
+        return reconstruction_error(decoded, video) + _KL_WEIGHT * kl
 
     return loss
 
@@ -95,7 +95,7 @@ def decoder_loss(autoencoder: AutoencoderKLCogVideoX, *, batch: int = _BATCH) ->
                 latents = autoencoder.encode(video).latent_dist.mean.float()
             noise = torch.randn(latents.shape, generator=generator).to(video.device)
             decoded = autoencoder.decode(latents + amount * noise).sample
-        return _reconstruction_error(decoded, video)
+        return reconstruction_error(decoded, video)
 
     return loss
 

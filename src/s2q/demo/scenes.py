@@ -91,6 +91,11 @@ def all_scenes() -> tuple[Scene, ...]:
     return tuple(Scene(*words) for words in itertools.product(SHAPES, COLOURS, BACKGROUNDS, MOTIONS))
 
 
+def words() -> list[str]:
+    """Every word of every caption, sorted."""
+    return sorted({word for scene in all_scenes() for word in scene.caption.split()})
+
+
 def _split() -> tuple[tuple[Scene, ...], tuple[Scene, ...]]:
     shuffled = list(all_scenes())
     random.Random(_SPLIT_SEED).shuffle(shuffled)

@@ -13,8 +13,7 @@ WIDTH = 64
 
 def build_tokenizer() -> T5Tokenizer:
     """A ``T5Tokenizer`` that knows every word of every caption and nothing else."""
-    words = sorted({word for scene in scenes.all_scenes() for word in scene.caption.split()})
-    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in words)]
+    pieces = ["<pad>", "</s>", "<unk>", "▁", *(f"▁{word}" for word in scenes.words())]
     return T5Tokenizer(vocab=[(piece, 0.0 if index < 3 else -1.0) for index, piece in enumerate(pieces)], extra_ids=0)
 
 

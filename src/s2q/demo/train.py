@@ -1,33 +1,35 @@
-"""Trains the bundled pipeline from nothing: ``python -m s2q.demo.train --minutes 90``.
+"""Trains a demo pipeline from nothing: ``python -m s2q.demo.train --family cogvideox --minutes 90``.
 
-First the autoencoder, then transformer and text encoder together on its latents, then the decoder once more for latents
-that are a little off, then the export. Every stage is checkpointed in the work folder, and the same command continues
-where it stopped.
+For CogVideoX first the autoencoder, then transformer and text encoder together on its latents, then the decoder once
+more for latents that are a little off, then the export; for the other families see :mod:`s2q.demo.train_flow`. Every
+stage is checkpointed in the work folder, and the same command continues where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
+from s2q.demo import GENERATION, expected_dir
 from s2q.demo.autoencoder import autoencoder_loss, build_autoencoder, decoder_loss
-from s2q.demo.diffusion import (
-    ExplicitAttention,
-    LatentClips,
-    build_denoiser,
-    diffusion_loss,
-    encode_training_clips,
-)
+from s2q.demo.cogvideox import ExplicitAttention, assemble, build_denoiser, diffusion_loss
 from s2q.demo.export import export_pipeline
-from s2q.demo.loop import LossFunction, Plan, fit, step_generator
+from s2q.demo.flow import FlowFamily
+from s2q.demo.hunyuanvideo import HUNYUANVIDEO
+from s2q.demo.latents import LatentClips, encode_training_clips
+from s2q.demo.loop import Plan, fit
+from s2q.demo.stages import planned_steps, seconds_a_step
+from s2q.demo.train_flow import FlowSizes, FlowSteps, plan_flow_steps, train_flow
+from s2q.demo.wan import WAN
 
+FLOW_FAMILIES: Final[dict[str, FlowFamily]] = {family.name: family for family in (WAN, HUNYUANVIDEO)}
 _AUTOENCODER_SHARE = 0.25
 _DECODER_SHARE = 0.1
 _AUTOENCODER_RATE = 2e-3
@@ -56,23 +58,13 @@ class Steps:
     decoder: int
 
 
-def _seconds_a_step(model: nn.Module, loss: LossFunction, steps: int = 6) -> float:
-    """Time of a training step, without its optimizer, on a model that is thrown away."""
-    times = []
-    for step in range(steps):
-        began = time.monotonic()
-        loss(step_generator(0, step)).backward()
-        times.append(time.monotonic() - began)
-    return sorted(times)[steps // 2]
-
-
 def plan_steps(minutes: float, sizes: Sizes, device: str) -> Steps:
     """Measure this machine and share ``minutes`` between the stages."""
     autoencoder = build_autoencoder(sizes.autoencoder_channels).to(device)
     denoiser = _denoiser(sizes, device)
     clips = LatentClips(torch.randn(64, 3, 16, 8, 8), torch.zeros(64, dtype=torch.int64))
-    autoencoder_seconds = _seconds_a_step(autoencoder, autoencoder_loss(autoencoder, batch=sizes.autoencoder_batch))
-    diffusion_seconds = _seconds_a_step(denoiser, diffusion_loss(denoiser, clips, batch=sizes.diffusion_batch))
+    autoencoder_seconds = seconds_a_step(autoencoder, autoencoder_loss(autoencoder, batch=sizes.autoencoder_batch))
+    diffusion_seconds = seconds_a_step(denoiser, diffusion_loss(denoiser, clips, batch=sizes.diffusion_batch))
     return Steps(
         autoencoder=max(1, int(minutes * 60 * _AUTOENCODER_SHARE / autoencoder_seconds)),
         diffusion=max(1, int(minutes * 60 * (1 - _AUTOENCODER_SHARE - _DECODER_SHARE) / diffusion_seconds)),
@@ -143,32 +135,33 @@ def train(
     stop_after = 0 if export_now else None
     denoiser = train_denoiser(work, clips, steps.diffusion, sizes, device, stop_after)
     refine_decoder(work, autoencoder, steps.decoder, sizes, stop_after)
-    export_pipeline(autoencoder, denoiser, output)
+    export_pipeline(assemble(autoencoder, denoiser), output)
     print(f"exported to {output}")
-
-
-def _steps(work: Path, minutes: float, sizes: Sizes, device: str) -> Steps:
-    """The plan of a run begun earlier, else a new one, kept beside the checkpoints: learning rates depend on it."""
-    file = work / "steps.json"
-    if not file.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(asdict(plan_steps(minutes, sizes, device)), indent=2) + "\n")
-    return Steps(**json.loads(file.read_text()))
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(GENERATION), default="cogvideox", help="which demo to train")
     parser.add_argument("--minutes", type=float, default=90, help="optimizer time of a new run (default: 90)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "pipeline", help="the pipeline's folder")
-    parser.add_argument("--work", type=Path, default=Path("runs/demo-training"), help="checkpoints; resumed from")
+    parser.add_argument("--output", type=Path, default=None, help="the pipeline's folder (default: the demo's own)")
+    parser.add_argument("--work", type=Path, default=None, help="checkpoints (default: runs/demo-FAMILY); resumed from")
     parser.add_argument("--export-now", action="store_true", help="export the last checkpoint without training on")
     arguments = parser.parse_args()
-    sizes = Sizes()
-    steps = _steps(arguments.work, arguments.minutes, sizes, arguments.device)
-    print(f"optimizer steps: {asdict(steps)}")
-    train(arguments.output, arguments.work, steps, sizes, arguments.device, export_now=arguments.export_now)
+    device, minutes = arguments.device, arguments.minutes
+    output = arguments.output or expected_dir(arguments.family)
+    work = arguments.work or Path("runs") / f"demo-{arguments.family}"
+    if arguments.family == "cogvideox":
+        sizes = Sizes()
+        counts = planned_steps(work, lambda: asdict(plan_steps(minutes, sizes, device)))
+        run = partial(train, output, work, Steps(**counts), sizes)
+    else:
+        family, flow_sizes = FLOW_FAMILIES[arguments.family], FlowSizes()
+        counts = planned_steps(work, lambda: asdict(plan_flow_steps(family, minutes, flow_sizes, device)))
+        run = partial(train_flow, family, output, work, FlowSteps(**counts), flow_sizes)
+    print(f"optimizer steps: {counts}")
+    run(device, export_now=arguments.export_now)
 
 
 if __name__ == "__main__":

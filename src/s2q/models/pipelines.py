@@ -15,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from s2q.models.family import Family, patch_of, resolve
 
 DEMO = "demo"
+DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
+"""The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
 
 
 class PipelineError(ValueError):
@@ -56,10 +58,13 @@ def locate(source: str) -> Path:
     Raises:
         PipelineError: a folder that is missing, incomplete, or no pipeline.
     """
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo import pipeline_dir
 
-        return pipeline_dir()
+        try:
+            return pipeline_dir(DEMOS[source])
+        except FileNotFoundError as error:
+            raise PipelineError(str(error)) from None
     path = Path(source)
     if path.is_dir():
         _check_folder(path)
@@ -68,7 +73,7 @@ def locate(source: str) -> Path:
     if path.exists() or not looks_like_hub_id:
         raise PipelineError(
             f"{source} is not a folder. Give a diffusers pipeline folder, a hub id such as "
-            f"THUDM/CogVideoX-2b, or the word {DEMO!r}."
+            f"THUDM/CogVideoX-2b, or one of the words {', '.join(DEMOS)}."
         )
     try:
         folder = Path(DiffusionPipeline.download(source))
@@ -185,10 +190,10 @@ def _check_size(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:
 def default_call(source: str, folder: Path) -> dict[str, Any]:
     """How s2q calls a pipeline when nothing else is asked for, where that differs from the pipeline's own defaults."""
     defaults: dict[str, Any] = {}
-    if source == DEMO:
+    if source in DEMOS:
         from s2q.demo import GENERATION
 
-        defaults |= GENERATION
+        defaults |= GENERATION[DEMOS[source]]
     # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
     config = json.loads((folder / "transformer" / "config.json").read_text())
     key = resolve(config["_class_name"]).text_length

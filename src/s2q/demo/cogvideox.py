@@ -1,20 +1,25 @@
-"""The demo's diffusion transformer: its shape, its noise schedule, its training data in latents, and its loss."""
+"""The CogVideoX demo: its transformer and text encoder, its noise schedule, its loss, and its pipeline."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+)
 from diffusers.models.attention_processor import Attention
 from torch import nn
 from torch.nn import functional
 
 from s2q.demo import scenes
-from s2q.demo.autoencoder import LATENT_CHANNELS, encode
-from s2q.demo.loop import LossFunction, save_atomically
+from s2q.demo.autoencoder import LATENT_CHANNELS
+from s2q.demo.export import stored_as
+from s2q.demo.latents import LatentClips
+from s2q.demo.loop import LossFunction
 from s2q.demo.text import MAX_TEXT_TOKENS, WIDTH, build_text_encoder, build_tokenizer, tokenize
 
 _CAPTION_DROPOUT = 0.1
@@ -94,37 +99,6 @@ def build_denoiser(heads: int = 5, layers: int = 6) -> nn.ModuleDict:
     )
 
 
-@dataclass(frozen=True)
-class LatentClips:
-    """The training set as the transformer sees it.
-
-    Attributes:
-        latents: float16 [N, F', C, H', W'], the autoencoder's posterior means, unscaled.
-        scene: int64 [N], which of :func:`~s2q.demo.scenes.training_scenes` a clip shows.
-    """
-
-    latents: torch.Tensor
-    scene: torch.Tensor
-
-    @property
-    def scaling_factor(self) -> float:
-        """What brings the latents to unit variance."""
-        return 1 / self.latents.float().std().item()
-
-
-def encode_training_clips(
-    autoencoder: AutoencoderKLCogVideoX, clips_per_scene: int, file: Path, *, seed: int = 1
-) -> LatentClips:
-    """Draw and encode the training set once, or read it back from ``file``."""
-    if not file.exists():
-        pool = scenes.training_scenes()
-        generator = torch.Generator().manual_seed(seed)
-        rounds = [encode(autoencoder, scenes.render_batch(pool, generator)) for _ in range(clips_per_scene)]
-        latents = torch.cat(rounds).transpose(1, 2).to(torch.float16).contiguous()
-        save_atomically({"latents": latents, "scene": torch.arange(len(pool)).repeat(clips_per_scene)}, file)
-    return LatentClips(**torch.load(file, weights_only=True))
-
-
 def diffusion_loss(denoiser: nn.ModuleDict, clips: LatentClips, *, batch: int = 32) -> LossFunction:
     """Mean squared error of the predicted velocity at uniformly drawn timesteps."""
     transformer, text_encoder = denoiser["transformer"], denoiser["text_encoder"]
@@ -152,3 +126,14 @@ def diffusion_loss(denoiser: nn.ModuleDict, clips: LatentClips, *, batch: int = 
         return functional.mse_loss(predicted.float(), scheduler.get_velocity(latents, noise, timestep))
 
     return loss
+
+
+def assemble(autoencoder: AutoencoderKLCogVideoX, denoiser: nn.ModuleDict) -> CogVideoXPipeline:
+    """The parts as they are stored, in one pipeline."""
+    return CogVideoXPipeline(
+        tokenizer=build_tokenizer(),
+        text_encoder=stored_as(torch.float32, denoiser["text_encoder"]),
+        vae=stored_as(torch.bfloat16, autoencoder),
+        transformer=stored_as(torch.bfloat16, denoiser["transformer"]),
+        scheduler=build_scheduler(),
+    )
