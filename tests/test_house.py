@@ -27,6 +27,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "calibration": {"models", "numerics", "recipe", "storage", "progress"},
     "quantization": {"models", "numerics", "recipe", "checkpoint", "runtime"},
     "evaluation": set(),
+    "comparison": {
+        "evaluation",
+        "models",
+        "progress",
+        "prompts",
+        "recipe",
+        "recipes",
+        "run",
+        "storage",
+        "twins",
+        "workspace",
+    },
     "prompts": {"models", "demo"},
 }
 # Beside torch and the standard library, what a room may take from outside.
