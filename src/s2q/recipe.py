@@ -184,9 +184,9 @@ class OptimSpec(_Part):
     """Samples a step. One sample is both guidance branches of one (prompt, step)."""
     lr: float = Field(5e-3, gt=0)
     clip_lr: float = Field(5e-2, gt=0)
-    rounding_lr: float = Field(1e-2, gt=0)
-    """Of AdaRound's logits."""
-    rounding_penalty: float = Field(0.01, ge=0)
+    rounding_lr: float = Field(0.1, gt=0)
+    """Of AdaRound's logits; high, for they have some hundred steps here and 20,000 in the papers."""
+    rounding_penalty: float = Field(0.1, ge=0)
     """Weight of AdaRound's regulariser."""
     propagate_error: bool = False
     """Feed each block what the quantized blocks before it make, instead of what the float ones make."""
