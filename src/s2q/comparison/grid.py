@@ -59,8 +59,7 @@ def compare(
     results = []
     for cell, recipe in zip(cells, recipes, strict=True):
         path = folder / "cells" / cell.key / "cell.json"
-        # Without defaults, so that a field that is new to the grammar leaves old cells as they are.
-        settled = fingerprint(recipe.model_dump(mode="json", exclude_defaults=True))
+        settled = fingerprint(recipe.model_dump(mode="json"))
         done = read_json(path)
         if done is None or done["recipe"] != settled:
             on_cell(cell)

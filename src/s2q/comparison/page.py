@@ -17,11 +17,21 @@ STYLE = Path(s2q.evaluation.__file__).parent / "templates" / "report.css"
 THIRDS = {"latent_error_early": "early", "latent_error_middle": "middle", "latent_error_late": "late"}
 
 
+def _label(row: Mapping[str, Any]) -> str:
+    """A variant's name with each changed field on a line of its own, for names must not push the picture aside."""
+    return row["variant"].replace(":", "\n").replace("=", " = ")
+
+
+def _height(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Inches that the rows of a figure need: all as much as the one with the longest name."""
+    return max(0.34, max(0.17 * (1 + row["variant"].count(":")) for row in rows) + 0.06) * len(rows)
+
+
 def nearness(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """PSNR of each variant with the standard deviation of its seeds' means, best at the top, as SVG."""
     ordered = sorted(rows, key=lambda row: row["mean"]["psnr_db"])
     with figure_style(name):
-        figure, axes = new_axes(5.4, 0.7 + 0.34 * len(ordered))
+        figure, axes = new_axes(5.4, 0.7 + _height(ordered))
         for place, row in enumerate(ordered):
             mean, spread = row["mean"]["psnr_db"], row["std"]["psnr_db"]
             axes.plot([mean], [place], "o", color=QUANTIZED)
@@ -30,7 +40,7 @@ def nearness(rows: Sequence[Mapping[str, Any]], name: str) -> str:
             axes.annotate(
                 f"{mean:.1f}", (mean, place), (0, 5), textcoords="offset points", ha="center", color=INK, size=8
             )
-        axes.set_yticks(range(len(ordered)), [row["variant"] for row in ordered])
+        axes.set_yticks(range(len(ordered)), [_label(row) for row in ordered])
         axes.set_ylim(-0.6, len(ordered) - 0.2)
         axes.set_xlabel("PSNR to full precision, dB")
         axes.grid(axis="x", visible=False)
@@ -42,7 +52,7 @@ def errors_by_third(rows: Sequence[Mapping[str, Any]], name: str) -> str:
     """Relative error of the latents in the early, middle and late steps, a line a variant, as SVG."""
     ordered = sorted(rows, key=lambda row: row["mean"]["latent_error_late"], reverse=True)
     with figure_style(name):
-        figure, axes = new_axes(5.4, 0.7 + 0.34 * len(ordered))
+        figure, axes = new_axes(5.4, 0.7 + _height(ordered))
         for place, row in enumerate(ordered):
             values = [row["mean"][third] for third in THIRDS]
             axes.plot(values, [place] * 3, color=MUTED, linewidth=0.8)
@@ -51,7 +61,7 @@ def errors_by_third(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_yticks(range(len(ordered)), [row["variant"] for row in ordered])
+        axes.set_yticks(range(len(ordered)), [_label(row) for row in ordered])
         axes.set_ylim(-0.6, len(ordered) - 0.2)
         axes.set_xlabel("relative error of the latents: ◂ early, ■ middle, ▸ late third of the steps")
         label = "; ".join(
