@@ -1,3 +1,4 @@
+import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from s2q.demo import GENERATION, pipeline_dir, scenes
 from s2q.demo.autoencoder import to_model
 from s2q.demo.distillation import Pairs
-from s2q.demo.flow import FlowFamily
+from s2q.demo.flow import FlowFamily, guidance_loss
 from s2q.demo.latents import LatentClips, encode_training_clips
 from s2q.demo.train import FLOW_FAMILIES
 from s2q.demo.train_flow import (
@@ -16,6 +17,7 @@ from s2q.demo.train_flow import (
     FlowSteps,
     plan_flow_steps,
     teach_autoencoder,
+    teach_guidance,
     train_flow,
     train_flow_denoiser,
 )
@@ -53,8 +55,21 @@ def test_interrupted_diffusion_training_gives_the_same_bits(family: FlowFamily, 
     assert not same_bits(straight, fewer)
 
 
+def test_one_call_learns_what_two_make_together(tmp_path: Path) -> None:
+    family, sizes = FLOW_FAMILIES["hunyuanvideo"], TINY["hunyuanvideo"]
+    teacher = train_flow_denoiser(family, tmp_path, CLIPS, 20, sizes)
+    loss = guidance_loss(family, straight := copy.deepcopy(teacher), teacher, CLIPS, batch=8)
+    before = loss(torch.Generator().manual_seed(0)).item()
+    assert before > 0
+    teach_guidance(family, tmp_path / "straight", straight, CLIPS, 12, sizes)
+    assert loss(torch.Generator().manual_seed(0)).item() < before
+    for stop_after in (5, None):
+        teach_guidance(family, tmp_path / "resumed", resumed := copy.deepcopy(teacher), CLIPS, 12, sizes, stop_after)
+    assert same_bits(straight, resumed)
+
+
 def test_interrupted_teaching_gives_the_same_bits(family: FlowFamily, tmp_path: Path) -> None:
-    steps, sizes = FlowSteps(diffusion=1, decoder=2, encoder=2), TINY[family.name]
+    steps, sizes = FlowSteps(diffusion=1, guidance=0, decoder=2, encoder=2), TINY[family.name]
     straight = teach_autoencoder(family, tmp_path / "straight", CLIPS, steps, sizes)
     teach_autoencoder(family, tmp_path / "resumed", CLIPS, steps, sizes, stop_after=1)
     assert same_bits(straight, teach_autoencoder(family, tmp_path / "resumed", CLIPS, steps, sizes))
@@ -64,7 +79,7 @@ def test_whole_training_exports_a_pipeline_plain_diffusers_runs(
     family: FlowFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("s2q.demo.train_flow.training_latents", lambda sizes, work: CLIPS)
-    output, steps, sizes = tmp_path / "pipeline", FlowSteps(1, 1, 1), TINY[family.name]
+    output, steps, sizes = tmp_path / "pipeline", FlowSteps(1, 1, 1, 1), TINY[family.name]
     train_flow(family, output, tmp_path / "work", steps, sizes)
     (output / "README.md").write_text("the card")
     train_flow(family, output, tmp_path / "work", steps, sizes, export_now=True)
@@ -79,15 +94,15 @@ def test_whole_training_exports_a_pipeline_plain_diffusers_runs(
 def test_nothing_to_export_is_said(family: FlowFamily, tmp_path: Path) -> None:
     (tmp_path / "diffusion.pt").touch()
     with pytest.raises(FileNotFoundError, match=r"nothing to export yet: .* holds no decoder\.pt"):
-        train_flow(family, tmp_path / "pipeline", tmp_path, FlowSteps(1, 1, 1), TINY[family.name], export_now=True)
+        train_flow(family, tmp_path / "pipeline", tmp_path, FlowSteps(1, 1, 1, 1), TINY[family.name], export_now=True)
 
 
 def test_minutes_are_shared_between_the_stages(family: FlowFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s2q.demo.train_flow.seconds_a_step", lambda model, loss: float(loss(torch.Generator()) > 0))
-    assert plan_flow_steps(family, 100, TINY[family.name], "cpu") == FlowSteps(
-        diffusion=4500, decoder=1200, encoder=300
-    )
-    assert plan_flow_steps(family, 1e-6, TINY[family.name], "cpu") == FlowSteps(1, 1, 1)
+    diffusion, guidance = {"wan": (4500, 0), "hunyuanvideo": (3900, 300)}[family.name]
+    steps = FlowSteps(diffusion=diffusion, guidance=guidance, decoder=1200, encoder=300)
+    assert plan_flow_steps(family, 100, TINY[family.name], "cpu") == steps
+    assert plan_flow_steps(family, 1e-6, TINY[family.name], "cpu") == FlowSteps(1, 0, 1, 1)
 
 
 def test_pairs_are_the_clips_that_were_encoded(tmp_path: Path) -> None:

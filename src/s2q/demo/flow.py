@@ -38,6 +38,7 @@ class FlowFamily:
         build_autoencoder: sizes and the training set to an untrained autoencoder with that in its config.
         decode: an autoencoder and raw latents [N, C, F', H', W'] to a video [N, 3, F, H, W] in about -1..1, with
             gradients everywhere.
+        taught_guidance: the guidance that the one call a step of the family's pipeline is taught to show; 1 for none.
         assemble: a trained autoencoder and denoiser to the whole pipeline.
     """
 
@@ -49,7 +50,49 @@ class FlowFamily:
     normalization: Callable[[LatentClips], tuple[torch.Tensor | float, torch.Tensor | float]]
     build_autoencoder: Callable[..., Any]
     decode: Callable[[Any, torch.Tensor], torch.Tensor]
+    taught_guidance: float
     assemble: Callable[[Any, nn.ModuleDict], DiffusionPipeline]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """One training step's clips, mixed with noise, on the device of the model."""
+
+    mixed: torch.Tensor
+    sigma: torch.Tensor
+    velocity: torch.Tensor
+    scene: torch.Tensor
+
+
+class _Sampler:
+    """Draws training steps for a denoiser, and asks it."""
+
+    def __init__(self, family: FlowFamily, clips: LatentClips, device: torch.device, batch: int) -> None:
+        captions = [scene.caption for scene in scenes.training_scenes()]
+        self.no_caption = len(captions)
+        self._family, self._clips, self._device, self._batch = family, clips, device, batch
+        self._tokens = {name: value.to(device) for name, value in family.tokenize([*captions, ""]).items()}
+        self._mean, self._std = family.normalization(clips)
+
+    def draw(self, generator: torch.Generator) -> _Batch:
+        """Clips at shifted uniform noise levels."""
+        drawn = torch.randint(len(self._clips.scene), (self._batch,), generator=generator)
+        latents = (self._clips.latents[drawn].float() - self._mean) / self._std
+        latents = latents.transpose(1, 2).to(self._device)
+        noise = torch.randn(latents.shape, generator=generator).to(self._device)
+        uniform = torch.rand(self._batch, generator=generator)
+        sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).to(self._device)
+        mixed = torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1, 1))
+        return _Batch(mixed, sigma, noise - latents, self._clips.scene[drawn].to(self._device))
+
+    def ask(self, denoiser: nn.ModuleDict, batch: _Batch, scene: torch.Tensor) -> torch.Tensor:
+        """The velocity that ``denoiser`` predicts for the captions of ``scene``."""
+        tokens = {name: value[scene] for name, value in self._tokens.items()}
+        with torch.autocast(self._device.type, torch.bfloat16):
+            conditions = self._family.encode(denoiser, tokens)
+            return denoiser["transformer"](
+                hidden_states=batch.mixed, timestep=batch.sigma * 1000, **conditions, return_dict=False
+            )[0].float()
 
 
 def flow_loss(
@@ -58,9 +101,9 @@ def flow_loss(
     clips: LatentClips,
     *,
     caption_dropout: float = 0.1,
-    batch: int = 32,
+    batch: int = 16,
 ) -> LossFunction:
-    """Mean squared error of the predicted velocity, noise minus clip, at shifted uniform noise levels.
+    """Mean squared error of the predicted velocity, noise minus clip.
 
     Args:
         family: of the denoiser.
@@ -69,27 +112,31 @@ def flow_loss(
         caption_dropout: how often a clip is shown with an empty caption, for guidance.
         batch: clips a step.
     """
-    transformer = denoiser["transformer"]
-    device = transformer.device
-    captions = [scene.caption for scene in scenes.training_scenes()]
-    tokens = {name: value.to(device) for name, value in family.tokenize([*captions, ""]).items()}
-    mean, std = family.normalization(clips)
+    sampler = _Sampler(family, clips, denoiser["transformer"].device, batch)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        drawn = torch.randint(len(clips.scene), (batch,), generator=generator)
-        latents = ((clips.latents[drawn].float() - mean) / std).transpose(1, 2).to(device)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        uniform = torch.rand(batch, generator=generator)
-        sigma = (SHIFT * uniform / (1 + (SHIFT - 1) * uniform)).to(device)
-        dropped = torch.rand(batch, generator=generator) < caption_dropout
-        scene = torch.where(dropped, len(captions), clips.scene[drawn]).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
-            predicted = transformer(
-                hidden_states=torch.lerp(latents, noise, sigma.view(-1, 1, 1, 1, 1)),
-                timestep=sigma * 1000,
-                **family.encode(denoiser, {name: value[scene] for name, value in tokens.items()}),
-                return_dict=False,
-            )[0]
-        return functional.mse_loss(predicted.float(), noise - latents)
+        drawn = sampler.draw(generator)
+        dropped = (torch.rand(batch, generator=generator) < caption_dropout).to(drawn.scene.device)
+        scene = torch.where(dropped, sampler.no_caption, drawn.scene)
+        return functional.mse_loss(sampler.ask(denoiser, drawn, scene), drawn.velocity)
+
+    return loss
+
+
+def guidance_loss(
+    family: FlowFamily, denoiser: nn.ModuleDict, teacher: nn.ModuleDict, clips: LatentClips, *, batch: int = 16
+) -> LossFunction:
+    """Mean squared error of the predicted velocity against the teacher's guided one (Meng et al. 2023, one scale).
+
+    What takes the teacher two calls a step, the denoiser learns to do in one.
+    """
+    sampler = _Sampler(family, clips, denoiser["transformer"].device, batch)
+
+    def loss(generator: torch.Generator) -> torch.Tensor:
+        drawn = sampler.draw(generator)
+        with torch.no_grad():
+            without = sampler.ask(teacher, drawn, torch.full_like(drawn.scene, sampler.no_caption))
+            guided = torch.lerp(without, sampler.ask(teacher, drawn, drawn.scene), family.taught_guidance)
+        return functional.mse_loss(sampler.ask(denoiser, drawn, drawn.scene), guided)
 
     return loss

@@ -182,5 +182,6 @@ HUNYUANVIDEO = FlowFamily(
     normalization=lambda _: (0.0, 1 / _SCALING_FACTOR),
     build_autoencoder=build_autoencoder,
     decode=decode,
+    taught_guidance=5.0,
     assemble=assemble,
 )

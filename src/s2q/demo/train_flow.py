@@ -1,11 +1,13 @@
 """Trains a Wan or a HunyuanVideo demo on the latents of the bundled CogVideoX demo's autoencoder.
 
-First transformer and text encoders together on those latents, then the family's own autoencoder is taught them, decoder
-before encoder, then the export. Every stage is checkpointed in the work folder, and resumed from there.
+First transformer and text encoders together on those latents; then, for a family that is called once a step, guidance is
+taught to that one call, as in the released HunyuanVideo; then the family's own autoencoder is taught the latents, decoder
+before encoder; then the export. Every stage is checkpointed in the work folder, and resumed from there.
 """
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from s2q.demo.distillation import (
     taught_encoder_loss,
 )
 from s2q.demo.export import export_pipeline
-from s2q.demo.flow import FlowFamily, flow_loss
+from s2q.demo.flow import FlowFamily, flow_loss, guidance_loss
 from s2q.demo.latents import LatentClips, encode_training_clips
 from s2q.demo.loop import Plan, fit
 from s2q.demo.stages import seconds_a_step
 
+_GUIDANCE_SHARE = 0.1
 _DECODER_SHARE = 0.2
 _ENCODER_SHARE = 0.05
 _DIFFUSION_RATE = 2e-3
+_GUIDANCE_RATE = 5e-4
 _AUTOENCODER_RATE = 2e-3
 
 
@@ -49,9 +53,10 @@ class FlowSizes:
 
 @dataclass(frozen=True)
 class FlowSteps:
-    """How many optimizer steps each stage takes."""
+    """How many optimizer steps each stage takes; ``guidance`` is 0 for a family that is not taught any."""
 
     diffusion: int
+    guidance: int
     decoder: int
     encoder: int
 
@@ -78,10 +83,13 @@ def plan_flow_steps(family: FlowFamily, minutes: float, sizes: FlowSizes, device
     decoder = seconds_a_step(autoencoder, taught_decoder_loss(family, autoencoder, pairs, batch=batch))
     encoder = seconds_a_step(autoencoder, taught_encoder_loss(autoencoder, pairs, batch=batch))
     seconds = minutes * 60
+    guidance_share = _GUIDANCE_SHARE if family.taught_guidance > 1 else 0
     return FlowSteps(
-        diffusion=max(1, int(seconds * (1 - _DECODER_SHARE - _ENCODER_SHARE) / diffusion)),
-        decoder=max(1, int(seconds * _DECODER_SHARE / decoder)),
-        encoder=max(1, int(seconds * _ENCODER_SHARE / encoder)),
+        diffusion=max(1, round(seconds * (1 - guidance_share - _DECODER_SHARE - _ENCODER_SHARE) / diffusion)),
+        # The teacher's two calls cost about as much as the step itself: each is a third of one, forward and backward.
+        guidance=round(seconds * guidance_share / (2 * diffusion)),
+        decoder=max(1, round(seconds * _DECODER_SHARE / decoder)),
+        encoder=max(1, round(seconds * _ENCODER_SHARE / encoder)),
     )
 
 
@@ -112,6 +120,22 @@ def train_flow_denoiser(
     )
 
 
+def teach_guidance(
+    family: FlowFamily,
+    work: Path,
+    denoiser: nn.ModuleDict,
+    clips: LatentClips,
+    steps: int,
+    sizes: FlowSizes,
+    stop_after: int | None = None,
+) -> None:
+    """The second stage, in place, resumed from ``work`` if it was begun: one call learns what two make together."""
+    teacher = copy.deepcopy(denoiser).requires_grad_(False)
+    loss = guidance_loss(family, denoiser, teacher, clips, batch=sizes.diffusion_batch)
+    plan = Plan("guidance", steps, _GUIDANCE_RATE, average_decay=0.99, seed=3)
+    fit(denoiser, loss, plan, work / "guidance.pt", stop_after=stop_after)
+
+
 def teach_autoencoder(
     family: FlowFamily,
     work: Path,
@@ -121,7 +145,7 @@ def teach_autoencoder(
     device: str = "cpu",
     stop_after: int | None = None,
 ) -> nn.Module:
-    """The second and the third stage, resumed from ``work`` if they were begun."""
+    """The last two stages, resumed from ``work`` if they were begun."""
     autoencoder = _build_autoencoder(family, clips, sizes, device)
     pairs = Pairs.of(clips, min(sizes.autoencoder_clips_per_scene, sizes.clips_per_scene))
     batch = sizes.autoencoder_batch
@@ -164,6 +188,8 @@ def train_flow(
     stop_after = 0 if export_now else None
     clips = family.own_latents(training_latents(sizes, work))
     denoiser = train_flow_denoiser(family, work, clips, steps.diffusion, sizes, device, stop_after)
+    if steps.guidance:
+        teach_guidance(family, work, denoiser, clips, steps.guidance, sizes, stop_after)
     autoencoder = teach_autoencoder(family, work, clips, steps, sizes, device, stop_after)
     export_pipeline(family.assemble(autoencoder, denoiser), output)
     print(f"exported to {output}")

@@ -169,5 +169,6 @@ WAN = FlowFamily(
     normalization=LatentClips.statistics,
     build_autoencoder=build_autoencoder,
     decode=decode,
+    taught_guidance=1.0,
     assemble=assemble,
 )
