@@ -6,7 +6,11 @@ from typing import Annotated, Any
 import typer
 
 Source = Annotated[
-    str, typer.Argument(metavar="PIPELINE", help="A diffusers folder, a hub id, or the word [b]demo[/b].")
+    str,
+    typer.Argument(
+        metavar="PIPELINE",
+        help="A diffusers folder, a hub id, or the word [b]demo[/b] (from a source checkout also [b]demo-wan[/b], [b]demo-hunyuanvideo[/b]).",
+    ),
 ]
 BitsOption = Annotated[str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see docs/recipes.md.")]
