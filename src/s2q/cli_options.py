@@ -5,13 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="PIPELINE",
-        help="A diffusers folder, a hub id, or the word [b]demo[/b] (from a source checkout also [b]demo-wan[/b], [b]demo-hunyuanvideo[/b]).",
-    ),
-]
+_DEMOS = "the word [b]demo[/b] (from a source checkout also [b]demo-wan[/b] and [b]demo-hunyuanvideo[/b])"
+
+Source = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"A diffusers folder, a hub id, or {_DEMOS}.")]
 BitsOption = Annotated[str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6.")]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see docs/recipes.md.")]
 Overrides = Annotated[
