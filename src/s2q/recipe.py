@@ -105,6 +105,8 @@ class LinearScheme(_Part):
     def _consistent(self) -> "LinearScheme":
         if self.group_size and self.act_group_size and self.group_size != self.act_group_size:
             raise ValueError(f"group_size {self.group_size} and act_group_size {self.act_group_size} must be the same")
+        if self.act_range == "static" and self.act_group_size:
+            raise ValueError("act_range=static is one range for all: it goes with no act_group_size")
         if self.act_clip != "learned" and not 0 < self.act_clip <= 1:
             raise ValueError(f'act_clip must be above 0 and at most 1, or "learned", got {self.act_clip}')
         if self.rounding == "adaround" and self.transform is not None and self.transform.learned:

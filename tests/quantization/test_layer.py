@@ -58,7 +58,7 @@ SCHEMES = {
     "asymmetric groups": {"group_size": 16, "act_group_size": 16, "symmetric_weights": False, "symmetric_acts": False},
     "groups that do not divide": {"group_size": 20},
     "static range": {"act_range": "static"},
-    "static asymmetric groups": {"act_range": "static", "symmetric_acts": False, "group_size": 16},
+    "static asymmetric, groups of the weight": {"act_range": "static", "symmetric_acts": False, "group_size": 16},
     "static learned clip": {"act_range": "static", "act_clip": "learned"},
     "fixed clip": {"act_clip": 0.9, "weight_clip": "mse"},
     "asymmetric mse": {"symmetric_weights": False, "weight_clip": "mse"},

@@ -78,8 +78,8 @@ class QuantLinear(nn.Linear):
 
     @property
     def act_groups(self) -> int:
-        """G of the tokens."""
-        return group_count(self.in_features, self.scheme.act_group_size)
+        """G of the tokens; a stored range is one for all of them."""
+        return 1 if self.scheme.input_range else group_count(self.in_features, self.scheme.act_group_size)
 
     def packed_tensors(self) -> dict[str, Tensor]:
         """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
