@@ -14,7 +14,7 @@ MOMENTS = {
     "trajectories": Strike("prompt-0001.safetensors"),
     "trajectories, between two": Strike("prompt-0000.safetensors", after=True),
     "selection": Strike("selection.json"),
-    "token weights": Strike("sample-0001.safetensors"),
+    "token weights": Strike("step-0001.safetensors"),
     "calibration": Strike("block-0001.safetensors"),
     "calibration, between two": Strike("block-0000.safetensors", after=True),
     "packing, first file": Strike("config.json"),
