@@ -79,8 +79,15 @@ def range_grid(low: Tensor, high: Tensor, bits: int, clip: Tensor | float = 1.0)
     return scale, zero
 
 
-def _per_value(values: Tensor | None, x: Tensor) -> Tensor | None:
-    """[..., G] → broadcastable to `x` [..., K]."""
+def grid(
+    x: Tensor, bits: int, symmetric: bool, clip: Tensor | float = 1.0, groups: int = 1
+) -> tuple[Tensor, Tensor | None]:
+    """`row_scale` without a zero point, or `affine_grid`: scale and zero [..., G], zero None on the symmetric grid."""
+    return (row_scale(x, bits, clip, groups), None) if symmetric else affine_grid(x, bits, clip, groups)
+
+
+def per_value(values: Tensor | None, x: Tensor) -> Tensor | None:
+    """Each group's value over its columns: [..., G] → broadcastable to `x` [..., K]."""
     if values is None or values.ndim == 0 or values.shape[-1] == 1:
         return values
     return values.repeat_interleave(x.shape[-1] // values.shape[-1], dim=-1)
@@ -95,9 +102,9 @@ def quantize(x: Tensor, scale: Tensor, bits: int, zero: Tensor | None = None) ->
         zero: [..., G], whole numbers; None is the symmetric grid.
     """
     smallest, largest = integer_range(bits)
-    codes = (x / _per_value(scale, x)).round_()
+    codes = (x / per_value(scale, x)).round_()
     if zero is not None:
-        codes = codes.add_(_per_value(zero, x))
+        codes = codes.add_(per_value(zero, x))
     return codes.clamp_(smallest, largest).to(torch.int8)
 
 
@@ -105,8 +112,8 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tens
     """(code − zero) · scale: int8 [..., K] → [..., K] in the dtype of `scale`."""
     values = codes.to(scale.dtype)
     if zero is not None:
-        values = values - _per_value(zero, values)
-    return values * _per_value(scale, values)
+        values = values - per_value(zero, values)
+    return values * per_value(scale, values)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -139,4 +146,4 @@ def fake_quantize(x: Tensor, scale: Tensor, bits: int, zero: Tensor | None = Non
     Gradients reach `x` where it is not clipped, and `scale` everywhere, which is how clipping is learned.
     The value equals ``dequantize(quantize(x, scale, bits, zero), scale, zero)`` bit for bit.
     """
-    return _FakeQuantize.apply(x, _per_value(scale, x), _per_value(zero, x), *integer_range(bits))
+    return _FakeQuantize.apply(x, per_value(scale, x), per_value(zero, x), *integer_range(bits))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from s2q.numerics.quantizer import affine_grid, dequantize, fake_quantize, group_count, integer_range, row_scale
+from s2q.numerics.quantizer import dequantize, fake_quantize, grid, group_count, integer_range, per_value
 from s2q.numerics.rounding import initial_logit, soft_round_up
 from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform
 from s2q.recipe import LinearScheme
@@ -44,10 +44,10 @@ class SimulatedLinear(nn.Module):
         """Fix the grid of the weight as it is now, and make AdaRound's logits on it."""
         weight = self.remainder(self.inputs.on_weight(self.weight))
         scale, zero = self.weight_grid(weight)
-        ratio = weight / spread(scale, weight.shape[1])
+        ratio = weight / per_value(scale, weight)
         self.round_grid = (scale, zero)
         # Kept, not made again when frozen: in another precision, whole ratios may fall on the other side.
-        self.round_floor = ratio.floor() if zero is None else ratio.floor() + spread(zero, weight.shape[1])
+        self.round_floor = ratio.floor() if zero is None else ratio.floor() + per_value(zero, weight)
         self.round_logit = nn.Parameter(initial_logit(ratio))
 
     def chosen_codes(self, up: Tensor) -> Tensor:
@@ -67,9 +67,7 @@ class SimulatedLinear(nn.Module):
         return self._grid(remainder, 1.0 if self.clip_logit is None else self.clip_logit.sigmoid())
 
     def _grid(self, weight: Tensor, clip: Tensor | float) -> tuple[Tensor, Tensor | None]:
-        if self.scheme.symmetric_weights:
-            return row_scale(weight, self.weight_bits, clip, self.groups), None
-        return affine_grid(weight, self.weight_bits, clip, self.groups)
+        return grid(weight, self.weight_bits, self.scheme.symmetric_weights, clip, self.groups)
 
     @torch.no_grad()
     def _least_error_grid(self, weight: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -92,12 +90,12 @@ class SimulatedLinear(nn.Module):
 
     def _simulated_weight(self) -> Tensor:
         """[N, K] as inference will use it; made once for all passes between which nothing is learned."""
-        if torch.is_grad_enabled():
-            self._settled = None
-            return self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
-        if self._settled is None:
-            self._settled = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
-        return self._settled
+        learning = torch.is_grad_enabled()
+        weight = None if learning else self._settled
+        if weight is None:
+            weight = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        self._settled = None if learning else weight
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of `x`."""
@@ -108,8 +106,3 @@ class SimulatedLinear(nn.Module):
             taken = rounded if self.scheme.low_rank.input == "quantized" else self.inputs.values(x)
             y = y + (taken @ self.low_rank_down.mT) @ self.low_rank_up.mT
         return y.to(x.dtype)
-
-
-def spread(values: Tensor, columns: int) -> Tensor:
-    """[N, G] → [N, K], each group's value over its columns."""
-    return values.repeat_interleave(columns // values.shape[1], dim=1)

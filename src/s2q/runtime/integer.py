@@ -91,13 +91,13 @@ def quantize_input(
     rows, columns = ratio.shape
     codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
     codes.copy_(ratio.view(rows, columns // 2, 2).mT)
-    return QuantizedInput(codes.view(rows, columns), scale, zero, kept)
+    return QuantizedInput(codes.view(rows, columns), scale, zero, kept, halves=True)
 
 
 def in_natural_order(inputs: QuantizedInput) -> QuantizedInput:
     """The same input with its codes taken out of the order of halves."""
     rows, columns = inputs.codes.shape
-    return inputs._replace(codes=inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns))
+    return inputs._replace(codes=inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns), halves=False)
 
 
 def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tensor:
@@ -118,14 +118,13 @@ def multiply(
     """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
     rows, columns = inputs.codes.shape
     groups = max(inputs.scale.shape[1], weight.scale.shape[1])
-    halves = in_halves(weight.bits, columns, groups)
-    codes = unpack_weight(weight.packed, weight.bits, columns, halves)
+    codes = unpack_weight(weight.packed, weight.bits, columns, inputs.halves)
     coded = CodedWeight(codes, weight.scale, weight.zero)
     declined = why_not_int_mm(codes.device, weight.bits, codes.shape[0], columns // groups)
     product = integer_product if declined else _int_mm
     middle = None
     if low_rank is not None:
-        middle = low_rank_input(in_natural_order(inputs) if halves and low_rank.on_codes else inputs, low_rank)
+        middle = low_rank_input(in_natural_order(inputs) if inputs.halves and low_rank.on_codes else inputs, low_rank)
         up = low_rank.up.float().mT
 
     def part(own: slice) -> Tensor:

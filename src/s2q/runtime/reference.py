@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
-from s2q.numerics.quantizer import affine_grid, dequantize, quantize, range_grid, row_scale
+from s2q.numerics.quantizer import dequantize, grid, quantize, range_grid, row_scale
 
 
 class InputTransform(NamedTuple):
@@ -54,6 +54,8 @@ class QuantizedInput(NamedTuple):
     """float32 whole numbers, of the same shape; None is symmetric"""
     values: Tensor | None = None
     """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
+    halves: bool = False
+    """Whether the codes stand as (even columns, odd columns), see `s2q.runtime.integer.in_halves`"""
 
 
 class CodedWeight(NamedTuple):
@@ -95,9 +97,7 @@ def input_grid(x: Tensor, transform: InputTransform, acts: ActFormat) -> tuple[T
     """Δ_a and z_a of transformed tokens x̂ [..., K]: each [..., G], z_a None on symmetric grids."""
     clip = 1.0 if transform.clip is None else transform.clip
     if transform.range is None:
-        if acts.symmetric:
-            return row_scale(x, acts.bits, clip, acts.groups), None
-        return affine_grid(x, acts.bits, clip, acts.groups)
+        return grid(x, acts.bits, acts.symmetric, clip, acts.groups)
     shape = (*x.shape[:-1], 1)
     if acts.symmetric:
         return row_scale(transform.range, acts.bits, clip).expand(shape), None
