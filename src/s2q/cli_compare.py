@@ -20,7 +20,7 @@ from s2q.cli_options import (
     call_of,
 )
 from s2q.cli_work import comparison_prompts, open_for
-from s2q.messages import console, errors
+from s2q.messages import console
 
 
 def compare(
@@ -57,8 +57,6 @@ def compare(
 
     cells = grid(recipe or list(RECIPES), bits or ["W4A6"], seeds)
     given = comparison_prompts(pipeline, clips, prompts)
-    if len(given) < clips:
-        errors.print(f"{clips} clips asked for, but there are {len(given)} prompts: comparing those", highlight=False)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     count = iter(range(1, len(cells) + 1))
 

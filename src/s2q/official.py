@@ -71,16 +71,11 @@ def _make_videos(
     progress: Progress,
     side: str,
 ) -> None:
-    full_precision = opened.pipe.transformer
-    with progress.stage(f"videos_{side}", len(official.prompts)) as stage:
-        try:
-            opened.pipe.transformer = transformer
-            for index, prompt in enumerate(official.prompts):
-                path = folder / video_name(prompt)
-                if not path.is_file():
-                    clip = generate(opened, prompt, seed + index)
-                    with replacing(path) as temporary:
-                        write_mp4(temporary, clip, fps)
-                stage.advance()
-        finally:
-            opened.pipe.transformer = full_precision
+    with opened.using(transformer), progress.stage(f"videos_{side}", len(official.prompts)) as stage:
+        for index, prompt in enumerate(official.prompts):
+            path = folder / video_name(prompt)
+            if not path.is_file():
+                clip = generate(opened, prompt, seed + index)
+                with replacing(path) as temporary:
+                    write_mp4(temporary, clip, fps)
+            stage.advance()

@@ -124,12 +124,17 @@ class LinearScheme(_Part):
         return transform or low_rank or "learned" in (self.weight_clip, self.act_clip) or self.rounding == "adaround"
 
     @property
-    def sees_inputs(self) -> bool:
-        """Whether statistics of the inputs are needed."""
+    def starts_from_inputs(self) -> bool:
+        """Whether scales, ranges or branches begin with statistics of the inputs."""
         scale = self.transform is not None and self.transform.channel_scale
         svd = self.low_rank is not None and self.low_rank.start == "svd"
         static = self.act_range == "static" and self.act_bits is not None
-        return scale or svd or static or self.rounding != "nearest" or self.learns
+        return scale or svd or static
+
+    @property
+    def sees_inputs(self) -> bool:
+        """Whether anything of it depends on the inputs, and so on calibration samples."""
+        return self.starts_from_inputs or self.rounding != "nearest" or self.learns
 
 
 class SamplerSpec(_Part):

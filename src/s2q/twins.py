@@ -102,22 +102,22 @@ def make_twins(
     return twins
 
 
+def relative_errors(reference: Tensor, candidate: Tensor) -> list[float]:
+    """‖x_t − x̂_t‖² / ‖x_t‖² of the latents after each of T steps: [T, …] and [T, …] → T numbers."""
+    lost = (reference - candidate).flatten(1).square().sum(1)
+    return (lost / reference.flatten(1).square().sum(1)).tolist()
+
+
 def _make(opened: OpenPipeline, candidate: nn.Module, prompt: str, seed: int, path: Path) -> None:
     reference_steps: list[Tensor] = []
     candidate_steps: list[Tensor] = []
-    full_precision = opened.pipe.transformer
     started = time.perf_counter()
     reference = generate(opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu()))
     between = time.perf_counter()
-    try:
-        opened.pipe.transformer = candidate
+    with opened.using(candidate):
         quantized = generate(opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu()))
-    finally:
-        opened.pipe.transformer = full_precision
     ended = time.perf_counter()
-    errors = [
-        float((x - y).square().sum() / x.square().sum()) for x, y in zip(reference_steps, candidate_steps, strict=True)
-    ]
+    errors = relative_errors(torch.stack(reference_steps), torch.stack(candidate_steps))
     tensors = {
         "reference": torch.from_numpy(reference),
         "candidate": torch.from_numpy(quantized),

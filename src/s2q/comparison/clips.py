@@ -14,7 +14,7 @@ from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress
 from s2q.prompts import readback_of
 from s2q.storage import read_metadata, write_tensors
-from s2q.twins import generate_batch
+from s2q.twins import generate_batch, relative_errors
 
 
 def _make(opened: OpenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
@@ -59,20 +59,14 @@ def measure_cell(
         folder: of `make_float_clips`, with the same prompts and batch.
     """
     rows = []
-    full_precision = opened.pipe.transformer
-    try:
-        opened.pipe.transformer = candidate.eval()
-        with progress.stage("clips", len(prompts)) as stage:
-            for index, part, seeds in _batches(prompts, batch):
-                ours, theirs = _make(opened, part, seeds), load_file(float_path(folder, index))
-                for k, prompt in enumerate(part):
-                    a, b = theirs["latents"][k], ours["latents"][k]
-                    errors = ((a - b).flatten(1).square().sum(1) / a.flatten(1).square().sum(1)).tolist()
-                    pair = Pair(theirs["clips"][k], ours["clips"][k], a[-1], b[-1], errors)
-                    rows.append({"prompt": prompt, **measure(pair), **_by_itself(opened, prompt, ours["clips"][k])})
-                stage.advance(len(part))
-    finally:
-        opened.pipe.transformer = full_precision
+    with opened.using(candidate.eval()), progress.stage("clips", len(prompts)) as stage:
+        for index, part, seeds in _batches(prompts, batch):
+            ours, theirs = _make(opened, part, seeds), load_file(float_path(folder, index))
+            for k, prompt in enumerate(part):
+                a, b = theirs["latents"][k], ours["latents"][k]
+                pair = Pair(theirs["clips"][k], ours["clips"][k], a[-1], b[-1], relative_errors(a, b))
+                rows.append({"prompt": prompt, **measure(pair), **_by_itself(opened, prompt, ours["clips"][k])})
+            stage.advance(len(part))
     return rows
 
 

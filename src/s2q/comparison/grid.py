@@ -89,6 +89,7 @@ def compare(
                 "clips": rows,
             }
             write_json(path, done)
+            done = read_json(path)  # as it will be read: JSON knows no infinity
             made.workspace.remove()
-        results.append(read_json(path))
+        results.append(done)
     return {"float": reference, "cells": results}

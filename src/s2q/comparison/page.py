@@ -9,12 +9,12 @@ from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 import s2q.evaluation
-from s2q.comparison.summary import DIRECTION, cell_text, shown_measures
+from s2q.comparison.summary import best_means, by_bits, cell_text, shown_measures
 from s2q.evaluation.figure_style import INK, MUTED, QUANTIZED, figure_style, inline_svg, new_axes
+from s2q.evaluation.metrics import THIRDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Path(s2q.evaluation.__file__).parent / "templates" / "report.css"
-THIRDS = {"latent_error_early": "early", "latent_error_middle": "middle", "latent_error_late": "late"}
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -65,7 +65,7 @@ def errors_by_third(rows: Sequence[Mapping[str, Any]], name: str) -> str:
         axes.set_ylim(-0.6, len(ordered) - 0.2)
         axes.set_xlabel("relative error of the latents: ◂ early, ■ middle, ▸ late third of the steps")
         label = "; ".join(
-            f"{row['variant']} " + ", ".join(f"{word} {row['mean'][third]:.2g}" for third, word in THIRDS.items())
+            f"{row['variant']} " + ", ".join(f"{third.rpartition('_')[2]} {row['mean'][third]:.2g}" for third in THIRDS)
             for row in reversed(ordered)
         )
         return inline_svg(figure, f"Error of the latents by third of the steps: {label}")
@@ -89,15 +89,13 @@ def page(made: Mapping[str, Any], title: str) -> str:
         title=title,
         clips=made["clips"],
         command=made["command"],
-        parts=[_part(made, bits) for bits in dict.fromkeys(row["bits"] for row in made["rows"])],
+        parts=[_part(bits, rows) for bits, rows in by_bits(made)],
         style=Markup(STYLE.read_text(encoding="utf-8")),
     )
 
 
-def _part(made: Mapping[str, Any], bits: str) -> dict[str, Any]:
-    rows = [row for row in made["rows"] if row["bits"] == bits]
-    names = shown_measures(rows)
-    best = {name: max(DIRECTION[name] * row["mean"][name] for row in rows) for name in names if name in DIRECTION}
+def _part(bits: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    names, best = shown_measures(rows), best_means(rows)
     charts = [{"svg": nearness(rows, f"nearness-{bits}"), "caption": "Each recipe's mean over clips; the line is ± one "
                "standard deviation over calibration seeds."}]  # fmt: skip
     if all(third in row["mean"] for third in THIRDS for row in rows):
@@ -130,11 +128,7 @@ def _part(made: Mapping[str, Any], bits: str) -> dict[str, Any]:
                 "seeds": row["seeds"],
                 "megabytes": f"{row['quantized_bytes'] / 1e6:.2f}",
                 "cells": [
-                    {
-                        "text": cell_text(row, name),
-                        "best": name in best and DIRECTION[name] * row["mean"][name] == best[name],
-                    }
-                    for name in names
+                    {"text": cell_text(row, name), "best": row["mean"][name] == best.get(name)} for name in names
                 ],
             }
             for row in rows

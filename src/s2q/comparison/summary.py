@@ -127,9 +127,8 @@ def summary(results: Mapping[str, Any]) -> dict[str, Any]:
 def markdown(made: Mapping[str, Any]) -> str:
     """The summary as a table a setting of bits; the best mean of each distance is bold."""
     parts = []
-    for bits in dict.fromkeys(row["bits"] for row in made["rows"]):
-        rows = [row for row in made["rows"] if row["bits"] == bits]
-        names = shown_measures(rows)
+    for bits, rows in by_bits(made):
+        names, best = shown_measures(rows), best_means(rows)
         full = rows[0]["against_full_precision"]
         lines = [
             f"**{bits}**, {made['clips']} held-out clips",
@@ -140,17 +139,27 @@ def markdown(made: Mapping[str, Any]) -> str:
             + " | ".join(f"{full[n]['float']:.3g}" if n in full else "" for n in names)
             + " |",
         ]
-        best = {n: max(DIRECTION[n] * row["mean"][n] for row in rows) for n in names if n in DIRECTION}
         for row in rows:
             cells = []
             for name in names:
                 text = cell_text(row, name)
-                bold = name in best and DIRECTION[name] * row["mean"][name] == best[name]
-                cells.append(f"**{text}**" if bold else text)
+                cells.append(f"**{text}**" if row["mean"][name] == best.get(name) else text)
             size = f"{row['quantized_bytes'] / 1e6:.2f}"
             lines.append(f"| {row['variant']} | {row['seeds']} | {size} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
+
+
+def by_bits(made: Mapping[str, Any]) -> list[tuple[str, Rows]]:
+    """The rows of a summary at each setting of bits, in the order they come."""
+    settings = dict.fromkeys(row["bits"] for row in made["rows"])
+    return [(bits, [row for row in made["rows"] if row["bits"] == bits]) for bits in settings]
+
+
+def best_means(rows: Rows) -> dict[str, float]:
+    """The best mean of each distance that the rows are shown with."""
+    names = [name for name in shown_measures(rows) if name in DIRECTION]
+    return {name: max((row["mean"][name] for row in rows), key=lambda mean: DIRECTION[name] * mean) for name in names}
 
 
 def cell_text(row: Mapping[str, Any], name: str) -> str:

@@ -2,7 +2,8 @@
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ class OpenPipeline:
     family: Family
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of every call: size, steps, guidance."""
+
+    @contextmanager
+    def using(self, transformer: torch.nn.Module) -> Iterator[None]:
+        """Inside, the pipeline runs with `transformer`; afterwards it has its own again."""
+        own = self.pipe.transformer
+        self.pipe.transformer = transformer
+        try:
+            yield
+        finally:
+            self.pipe.transformer = own
 
     @property
     def steps(self) -> int:

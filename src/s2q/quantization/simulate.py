@@ -29,17 +29,18 @@ def simulate(
         seed: of the rotations and random branches.
     """
     generator = torch.Generator().manual_seed(seed)
-    statistics = input_statistics(block, family, groups, samples)
+    watched = [group for group in groups if scheme_for(recipe, family, group[0]).starts_from_inputs]
+    statistics = input_statistics(block, family, watched, samples)
     progress = [sample.progress for sample in samples]
     simulated = copy.deepcopy(block).requires_grad_(False)
     for group in groups:
         scheme = scheme_for(recipe, family, group[0])
         linears = [block.get_submodule(name) for name in group]
-        inputs = _start_transform(linears, scheme, statistics[group], progress, generator)
+        inputs = _start_transform(linears, scheme, statistics.get(group), progress, generator)
         for name, linear in zip(group, linears, strict=True):
             made = SimulatedLinear(linear, scheme, inputs)
             if scheme.low_rank is not None:
-                _start_branch(made, statistics[group], generator)
+                _start_branch(made, statistics.get(group), generator)
             if scheme.rounding == "adaround":
                 made.start_rounding()
             simulated.set_submodule(name, made)
@@ -58,7 +59,7 @@ def nearest_block(block: nn.Module, family: Family, recipe: Recipe, groups: list
 def _start_transform(
     linears: list[nn.Linear],
     scheme: LinearScheme,
-    statistics: InputStatistics,
+    statistics: InputStatistics | None,
     progress: list[float],
     generator: torch.Generator,
 ) -> SharedTransform:
@@ -102,7 +103,7 @@ def _output_error(
 
 
 @torch.no_grad()
-def _start_branch(linear: SimulatedLinear, statistics: InputStatistics, generator: torch.Generator) -> None:
+def _start_branch(linear: SimulatedLinear, statistics: InputStatistics | None, generator: torch.Generator) -> None:
     spec = linear.scheme.low_rank
     weight = linear.inputs.on_weight(linear.weight)
     rows, columns = weight.shape

@@ -65,5 +65,6 @@ def input_statistics(
         found[group].maxima.append(rows.abs().amax(0))
         found[group].tokens.append(rows[:: max(1, len(rows) // share)].clone())
 
-    watch_inputs(block, family, groups, samples, receive)
+    if groups:
+        watch_inputs(block, family, groups, samples, receive)
     return found
