@@ -30,6 +30,7 @@ from s2q.cli_options import (
     SeedOption,
     Source,
     StepsOption,
+    StreamOption,
     TransformerOption,
     VBenchOption,
     VBenchQuantizedOption,
@@ -134,6 +135,7 @@ def quantize(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    stream: StreamOption = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the folder of intermediate results.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -142,7 +144,15 @@ def quantize(
     from s2q.run import quantize as run_quantize
 
     chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
+    opened = open_for(
+        pipeline,
+        device=device,
+        dtype=dtype,
+        stream=stream,
+        transformer_alone=not chosen.needs_samples,
+        **call_of(steps, guidance_scale, height, width, num_frames),
+    )
+    opened.disposable_text = opened.stream is not None
     done = run_quantize(opened, chosen, out, prompts=given, seed=seed, progress=terminal_progress())
     if not keep_work:
         done.workspace.remove()
@@ -247,6 +257,7 @@ def run(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    stream: StreamOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
@@ -257,7 +268,8 @@ def run(
     from s2q.run import quantize as run_quantize
 
     chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, device=device, dtype=dtype, stream=stream, **call)
     done = run_quantize(
         opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
     )

@@ -22,6 +22,13 @@ WidthOption = Annotated[int | None, typer.Option("--width", min=8)]
 FramesOption = Annotated[int | None, typer.Option("--num-frames", min=1)]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1; default: cuda if there is one.")]
 DtypeOption = Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16; default by device.")]
+StreamOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--stream/--no-stream",
+        help="Keep the transformer's blocks on disk, one in memory at a time; same bits. Default: if memory is short.",
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
 ClipModelOption = Annotated[
     Path | None, typer.Option("--clip", help="A CLIP folder, for CLIPSIM and CLIP-Temp; see docs/measures.md.")

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from s2q.blockwise import Blockwise, CalibrationSet
 from s2q.calibration.salience import combine, min_max, salience_of_prompt
 from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
-from s2q.models.blocks import first_call, joined_tokens, modality_slices, record_calls, replay, to_device
+from s2q.models.blocks import first_call, modality_slices, to_device
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress
-from s2q.quantization.block import calibrate_block, packed_block
-from s2q.quantization.objective import BlockSample
 from s2q.quantization.tokens import received_by_block, weights_by_part
+from s2q.ranks import Ranks, joined
 from s2q.recipe import Recipe
 from s2q.storage import derived_seed, file_digest, fingerprint, read_json, read_metadata, write_json, write_tensors
 from s2q.workspace import Workspace
 
 STAGES = ("trajectories", "selection", "token_weights", "calibration")
 SECONDS_NAME = "seconds.json"
+SELECTION_NAME = "selection.json"
 
 
 @dataclass
@@ -106,25 +107,60 @@ def quantize(
     if check_output(out, fingerprint(chosen)):
         storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
         return Quantized(out, Workspace(work), read_json(work / SECONDS_NAME) or {}, storage)
-    workspace = Workspace.open(work, chosen)
-    common = workspace
-    if shared is not None and recipe.needs_samples:
-        common = Workspace.open(shared, {name: value for name, value in chosen.items() if name != "recipe"})
     opened.pipe.transformer.eval().requires_grad_(False)
-    found = Calibration()
-    weights: list[list[Tensor]] = []
-    store = None
-    if recipe.needs_samples:
-        store = record_trajectories(opened, prompts, seed, common.folder / "trajectories", progress)
-        found.seconds["trajectories"] = store.seconds()
-        _select(opened, recipe, store, seed, workspace, progress, found)
-        weights = _token_weights(opened, recipe, store, common, progress, found)
-    _calibrate(opened, recipe, store, weights, seed, workspace, progress, found)
+    with joined() as ranks:
+        workspace = common = _begin(work, chosen, ranks)
+        if shared is not None and recipe.needs_samples:
+            common = _begin(shared, {name: value for name, value in chosen.items() if name != "recipe"}, ranks)
+        found, given = Calibration(), CalibrationSet()
+        if recipe.needs_samples:
+            store = record_trajectories(opened, prompts, seed, common.folder / "trajectories", progress, ranks.takes)
+            ranks.wait()
+            found.seconds["trajectories"] = store.seconds()
+            if ranks.first:
+                _select(opened, recipe, store, seed, workspace, progress)
+            ranks.wait()
+            _read_selection(workspace, found)
+            given = CalibrationSet(store, tuple(found.samples))
+            if recipe.objective.token_weights:
+                given = replace(given, weights=_token_weights(opened, recipe, given, common, progress, found, ranks))
+        Blockwise(opened, recipe, given, seed, workspace, ranks).run(progress)
+        ranks.wait()
+        _read_blocks(opened, workspace, found)
+        if ranks.first:
+            _write(opened, recipe, workspace, out, provenance(chosen, found, prompts), found)
+        ranks.wait()
+    storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
+    return Quantized(out, workspace, read_json(workspace.folder / SECONDS_NAME), storage)
+
+
+def _begin(folder: Path, chosen: dict[str, Any], ranks: Ranks) -> Workspace:
+    # The first rank alone, for opening removes what a killed process left half written.
+    if ranks.first:
+        Workspace.open(folder, chosen)
+    ranks.wait()
+    return Workspace(folder)
+
+
+def _read_blocks(opened: OpenPipeline, workspace: Workspace, found: Calibration) -> None:
+    for index, (name, _) in enumerate(opened.family.blocks(opened.pipe.transformer)):
+        metadata = workspace.block_metadata(index)
+        found.blocks.append({"name": name, "before": metadata["before"], "after": metadata["after"]})
+        found.seconds["calibration"] = found.seconds.get("calibration", 0.0) + metadata["seconds"]
+
+
+def _write(
+    opened: OpenPipeline,
+    recipe: Recipe,
+    workspace: Workspace,
+    out: Path,
+    provenance: dict[str, Any],
+    found: Calibration,
+) -> None:
     started = time.perf_counter()
-    storage = write_transformer(opened, recipe, workspace, out, provenance(chosen, found, prompts))
+    write_transformer(opened, recipe, workspace, out, provenance)
     seconds = {stage: found.seconds.get(stage, 0.0) for stage in STAGES} | {"packing": time.perf_counter() - started}
     write_json(workspace.folder / SECONDS_NAME, seconds)
-    return Quantized(out, workspace, seconds, storage)
 
 
 def provenance(chosen: dict[str, Any], found: Calibration, prompts: Sequence[str]) -> dict[str, Any]:
@@ -147,129 +183,67 @@ def _select(
     seed: int,
     workspace: Workspace,
     progress: Progress,
-    found: Calibration,
 ) -> None:
-    path = workspace.folder / "selection.json"
-    done = read_json(path)
-    if done is None:
-        started = time.perf_counter()
-        transformer, pairs = opened.pipe.transformer, []
-        with progress.stage("selection", store.prompts) as stage:
-            for prompt in range(store.prompts):
-                pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
-                stage.advance()
-        diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
-        alone = {"diffusion": diffusion, "quantization": quantization}.get(recipe.sampler.score)
-        scores = combine(diffusion, quantization) if alone is None else min_max(alone)
-        done = {
-            "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
-            "scores": scores.tolist(),
-            "timesteps": store.timesteps().tolist(),
-            "seconds": time.perf_counter() - started,
-        }
-        write_json(path, done)
+    path = workspace.folder / SELECTION_NAME
+    if read_json(path) is not None:
+        return
+    started = time.perf_counter()
+    transformer, pairs = opened.pipe.transformer, []
+    with progress.stage("selection", store.prompts) as stage:
+        for prompt in range(store.prompts):
+            pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
+            stage.advance()
+    diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
+    alone = {"diffusion": diffusion, "quantization": quantization}.get(recipe.sampler.score)
+    scores = combine(diffusion, quantization) if alone is None else min_max(alone)
+    done = {
+        "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
+        "scores": scores.tolist(),
+        "timesteps": store.timesteps().tolist(),
+        "seconds": time.perf_counter() - started,
+    }
+    write_json(path, done)
+
+
+def _read_selection(workspace: Workspace, found: Calibration) -> None:
+    done = read_json(workspace.folder / SELECTION_NAME)
     found.samples = [Sample(*sample) for sample in done["samples"]]
     found.scores, found.timesteps = done["scores"], done["timesteps"]
     found.seconds["selection"] = done["seconds"]
 
 
-def _arguments(opened: OpenPipeline, store: TrajectoryStore, sample: Sample) -> dict[str, Any]:
-    return to_device(store.arguments(sample.prompt, sample.step), opened.pipe.transformer.device)
-
-
 def _token_weights(
     opened: OpenPipeline,
     recipe: Recipe,
-    store: TrajectoryStore,
+    given: CalibrationSet,
     workspace: Workspace,
     progress: Progress,
     found: Calibration,
-) -> list[list[Tensor]]:
-    """λ by sample and block, [B, S] each; empty if the recipe does not weight tokens."""
-    objective, weights, seconds = recipe.objective, [], 0.0
-    if not objective.token_weights:
-        return weights
-    parts = [slice(None)]
-    if objective.token_scope == "modality":
-        call = first_call(opened.pipe.transformer, opened.family, _arguments(opened, store, found.samples[0]))
-        parts = modality_slices(opened.family, call.states)
-    with progress.stage("token_weights", len(found.samples)) as stage:
-        for sample in found.samples:
-            name = f"prompt-{sample.prompt:04d}-step-{sample.step:04d}.safetensors"
-            path = workspace.folder / "token_weights" / name
-            if read_metadata(path) is None:
+    ranks: Ranks,
+) -> tuple[tuple[Tensor, ...], ...]:
+    """λ by sample and block, [B, S] each."""
+    objective, transformer, family = recipe.objective, opened.pipe.transformer, opened.family
+    folder = workspace.folder / "token_weights"
+    paths = [folder / f"prompt-{prompt:04d}-step-{step:04d}.safetensors" for prompt, step in given.samples]
+    with progress.stage("token_weights", len(paths)) as stage:
+        for index, path in enumerate(paths):
+            if ranks.takes(index) and read_metadata(path) is None:
                 started = time.perf_counter()
-                received = received_by_block(opened.pipe.transformer, opened.family, _arguments(opened, store, sample))
+                arguments = to_device(given.arguments(index), transformer.device)
+                received = received_by_block(transformer, family, arguments)
                 tensors = {f"block.{block}": sums for block, sums in enumerate(received)}
                 write_tensors(path, tensors, {"seconds": time.perf_counter() - started})
-            seconds += read_metadata(path)["seconds"]
-            received = load_file(path)
-            weights.append(
-                [
-                    weights_by_part(received[f"block.{block}"], parts, objective.lambda_min, objective.lambda_max)
-                    for block in range(len(received))
-                ]
-            )
             stage.advance()
-    found.seconds["token_weights"] = seconds
-    return weights
-
-
-def _calibrate(
-    opened: OpenPipeline,
-    recipe: Recipe,
-    store: TrajectoryStore | None,
-    weights: list[list[Tensor]],
-    seed: int,
-    workspace: Workspace,
-    progress: Progress,
-    found: Calibration,
-) -> None:
-    """Quantize block after block; what a block passes on is made again from the float model when a run is resumed."""
-    transformer, family = opened.pipe.transformer, opened.family
-    blocks = family.blocks(transformer)
-    recorded = [record_calls(transformer, family, _arguments(opened, store, sample)) for sample in found.samples]
-    states = [first for first, _ in recorded]
-    quantized_states = states
-    steps = frames = 0
-    if store is not None:
-        frames = store.latents(0).shape[1 + family.layout.index("F")]
-    if recipe.trains:
-        steps = recipe.optim.epochs * -(-len(states) // recipe.optim.batch_size)
-    with progress.stage("calibration", len(blocks) * (steps + 1)) as stage:
-        for index, (name, block) in enumerate(blocks):
-            path = workspace.block_path(index)
-            sides = [all_sides[index] for _, all_sides in recorded]
-            outputs = [replay(block, family, s, side) for s, side in zip(states, sides, strict=True)]
-            if read_metadata(path) is None:
-                samples = [
-                    BlockSample(
-                        quantized_states[k],
-                        sides[k],
-                        joined_tokens(family, outputs[k]),
-                        weights[k][index].to(transformer.device) if weights else None,
-                        sample.step / opened.steps,
-                        frames,
-                        opened.guidance_scale,
-                    )
-                    for k, sample in enumerate(found.samples)
-                ]
-                groups = family.groups(block, recipe.keep_float)
-                calibrated = calibrate_block(
-                    block, family, recipe, groups, samples, derived_seed(seed, "block", index), stage.advance
-                )
-                workspace.write_block(index, name, groups, calibrated)
-                stage.advance(note=name)
-            else:
-                stage.advance(steps + 1, note=name)
-            metadata = read_metadata(path)
-            found.blocks.append({"name": name, "before": metadata["before"], "after": metadata["after"]})
-            found.seconds["calibration"] = found.seconds.get("calibration", 0.0) + metadata["seconds"]
-            if recipe.optim.propagate_error and states:
-                packed = packed_block(block, family, recipe, workspace.read_block(index))
-                quantized_states = [
-                    replay(packed, family, s, side) for s, side in zip(quantized_states, sides, strict=True)
-                ]
-            else:
-                quantized_states = outputs
-            states = outputs
+    ranks.wait()
+    found.seconds["token_weights"] = sum(read_metadata(path)["seconds"] for path in paths)
+    parts = [slice(None)]
+    if objective.token_scope == "modality":
+        call = first_call(transformer, family, to_device(given.arguments(0), transformer.device))
+        parts = modality_slices(family, call.states)
+    return tuple(
+        tuple(
+            weights_by_part(received[f"block.{block}"], parts, objective.lambda_min, objective.lambda_max)
+            for block in range(len(received))
+        )
+        for received in map(load_file, paths)
+    )

@@ -9,7 +9,8 @@ One safetensors file a prompt, memory-mapped when read:
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from s2q.calibration.encoding import prompts_encoded
 from s2q.models.family import Family
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import Progress
@@ -33,21 +35,32 @@ def trajectory_path(folder: Path, prompt: int) -> Path:
 
 
 def record_trajectories(
-    opened: OpenPipeline, prompts: Sequence[str], seed: int, folder: Path, progress: Progress
+    opened: OpenPipeline,
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    takes: Callable[[int], bool] = lambda index: True,
 ) -> "TrajectoryStore":
     """Run the pipeline once a prompt; prompts whose file is there already are skipped.
+
+    Args:
+        takes: whether prompt number n is recorded here; another process records the others.
 
     Raises:
         PipelineError: the pipeline calls its transformer in a way that cannot be addressed by (step, branch).
     """
-    with progress.stage("trajectories", len(prompts)) as stage:
-        for index, prompt in enumerate(prompts):
-            path = trajectory_path(folder, index)
-            if read_metadata(path) is None:
-                started = time.perf_counter()
-                tensors, plain = _record(opened, prompt, derived_seed(seed, "trajectory", index))
-                seconds = time.perf_counter() - started
-                write_tensors(path, tensors, {"prompt": prompt, "arguments": plain, "seconds": seconds})
+    missing = [i for i in range(len(prompts)) if takes(i) and read_metadata(trajectory_path(folder, i)) is None]
+    encoded = nullcontext()
+    if opened.disposable_text:
+        encoded = prompts_encoded(opened, [prompts[index] for index in missing])
+    with progress.stage("trajectories", len(prompts)) as stage, encoded:
+        stage.advance(len(prompts) - len(missing))
+        for index in missing:
+            started = time.perf_counter()
+            tensors, plain = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
+            metadata = {"prompt": prompts[index], "arguments": plain, "seconds": time.perf_counter() - started}
+            write_tensors(trajectory_path(folder, index), tensors, metadata)
             stage.advance()
     return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
 

@@ -3,17 +3,19 @@
 import inspect
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import psutil
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
 from s2q.models.family import Family, patch_of, resolve
+from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
 DEMO = "demo"
 DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
@@ -36,6 +38,16 @@ class OpenPipeline:
     family: Family
     call: dict[str, Any] = field(default_factory=dict)
     """Arguments of every call: size, steps, guidance."""
+    stream: BlockStream | None = None
+    """Where the transformer's blocks are read from, if they are not in memory."""
+    disposable_text: bool = False
+    """Whether text encoders may leave for good when the prompts are encoded: nobody calls the pipeline afterwards."""
+
+    @contextmanager
+    def held(self, block: torch.nn.Module) -> Iterator[None]:
+        """Inside, the weights of a block of the pipeline's own transformer are in memory."""
+        with nullcontext() if self.stream is None else self.stream.held(block):
+            yield
 
     @contextmanager
     def using(self, transformer: torch.nn.Module) -> Iterator[None]:
@@ -161,11 +173,16 @@ def open_pipeline(
     transformer: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    stream: bool | None = False,
+    transformer_alone: bool = False,
     **call: Any,
 ) -> OpenPipeline:
     """Load a pipeline, with another transformer in place of its own if one is given.
 
     Args:
+        stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
+            that is free now calls for it.
+        transformer_alone: without text encoders and VAE: it can be quantized without samples, but makes no videos.
         call: arguments of each call (num_inference_steps, guidance_scale, height, width, num_frames …);
             None stands for the pipeline's own default.
 
@@ -174,18 +191,36 @@ def open_pipeline(
     """
     folder = locate(source)
     parts: dict[str, Any] = {}
+    blocks = None
+    index = json.loads((folder / "model_index.json").read_text())
+    if transformer_alone:
+        parts |= {name: None for name, entry in index.items() if isinstance(entry, list) and name != "transformer"}
     if transformer is not None:
         parts["transformer"] = load_transformer(transformer, dtype)
+    elif stream is not False:
+        files = weight_files(folder / "transformer")
+        try:
+            if stream or should_stream(files, dtype, _free_bytes(device)):
+                parts["transformer"], blocks = open_streamed(folder / "transformer", files, dtype, device)
+        except StreamingError as error:
+            raise PipelineError(f"diffusers cannot load {source}: {error}") from None
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **parts)
+        # By the class itself: the base class passes over a given transformer where the class calls it optional (Wan).
+        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
-    pipe.to(device)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module) and (component is not pipe.transformer or blocks is None):
+            component.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)
     _check_size(pipe, call)
     chosen = {name: value for name, value in call.items() if value is not None}
-    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen)
+    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen, blocks)
+
+
+def _free_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
 
 def _check_size(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:

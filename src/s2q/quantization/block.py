@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ def calibrate_block(
     family: Family,
     recipe: Recipe,
     groups: list[tuple[str, ...]],
-    samples: list[BlockSample],
+    samples: Sequence[BlockSample],
     seed: int,
     on_step: Callable[[], None] = lambda: None,
 ) -> CalibratedBlock:
@@ -85,7 +85,7 @@ def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict
 
 
 def _hessians(
-    simulated: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: list[BlockSample]
+    simulated: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: Sequence[BlockSample]
 ) -> dict[Group, Tensor]:
     """GPTQ's Hessian of each shared input, after transform and quantization, over all samples: [K, K].
 

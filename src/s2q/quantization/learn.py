@@ -1,6 +1,6 @@
 """Train what a simulated block can learn, against the float block's outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ def learn(
     simulated: nn.Module,
     family: Family,
     recipe: Recipe,
-    samples: list[BlockSample],
+    samples: Sequence[BlockSample],
     seed: int,
     on_step: Callable[[], None],
 ) -> None:

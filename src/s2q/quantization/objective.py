@@ -1,5 +1,6 @@
 """What a block is calibrated on, and the loss of doing so: Eq. 10 of arXiv 2508.04016."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ def block_loss(family: Family, states: States, sample: BlockSample, objective: O
 
 
 @torch.no_grad()
-def relative_error(block: nn.Module, family: Family, samples: list[BlockSample]) -> float:
+def relative_error(block: nn.Module, family: Family, samples: Sequence[BlockSample]) -> float:
     """Σ ‖θ_f − θ_q‖² / Σ ‖θ_f‖² over all tokens of all samples, unweighted."""
     error = power = 0.0
     for sample in samples:

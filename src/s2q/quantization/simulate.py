@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from s2q.runtime.reference import transform_input
 
 
 def simulate(
-    block: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: list[BlockSample], seed: int
+    block: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: Sequence[BlockSample], seed: int
 ) -> nn.Module:
     """A copy of `block` whose linears are `SimulatedLinear`s as the recipe starts them.
 

@@ -1,6 +1,6 @@
 """What calibration must know of a linear's input before it starts: ranges, and some tokens to try things on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +20,7 @@ def watch_inputs(
     block: nn.Module,
     family: Family,
     groups: list[Group],
-    samples: list[BlockSample],
+    samples: Sequence[BlockSample],
     receive: Callable[[Group, nn.Module, Tensor, int], None],
 ) -> None:
     """Run all samples through `block`; hand over (group, its first linear, the input, the sample's index)."""
@@ -54,7 +54,7 @@ class InputStatistics:
 
 
 def input_statistics(
-    block: nn.Module, family: Family, groups: list[Group], samples: list[BlockSample]
+    block: nn.Module, family: Family, groups: list[Group], samples: Sequence[BlockSample]
 ) -> dict[Group, InputStatistics]:
     """Statistics of every shared input of the float block."""
     found = {group: InputStatistics() for group in groups}

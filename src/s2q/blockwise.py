@@ -1,0 +1,126 @@
+"""Quantize block after block; what flows between them is made again from the float model when a run is resumed."""
+
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from s2q.calibration.selection import Sample
+from s2q.calibration.trajectory import TrajectoryStore
+from s2q.hidden import HiddenStates, Samples
+from s2q.models.blocks import joined_tokens, record_calls, replay, to_device
+from s2q.models.pipelines import OpenPipeline
+from s2q.progress import Progress, Stage
+from s2q.quantization.block import calibrate_block, packed_block
+from s2q.quantization.objective import BlockSample
+from s2q.ranks import Ranks
+from s2q.recipe import Recipe
+from s2q.storage import derived_seed, read_metadata
+from s2q.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """What blocks are calibrated on."""
+
+    store: TrajectoryStore | None = None
+    """None for recipes that need no samples."""
+    samples: tuple[Sample, ...] = ()
+    weights: tuple[tuple[Tensor, ...], ...] = ()
+    """λ by sample and block, [B, S] each; empty if the recipe does not weight tokens."""
+
+    def arguments(self, index: int) -> dict[str, Any]:
+        """Arguments of the transformer's call that is sample number `index`, on the CPU."""
+        return self.store.arguments(self.samples[index].prompt, self.samples[index].step)
+
+    def frames(self, layout: str) -> int:
+        """Latent frames."""
+        return 0 if self.store is None else self.store.latents(0).shape[1 + layout.index("F")]
+
+
+class Blockwise:
+    """The walk through the blocks.
+
+    Args:
+        ranks: each calibrates its own blocks, which do not depend on one another unless errors are propagated: then
+            the first rank calibrates all.
+    """
+
+    def __init__(
+        self, opened: OpenPipeline, recipe: Recipe, given: CalibrationSet, seed: int, workspace: Workspace, ranks: Ranks
+    ):
+        self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
+        self.ranks, self.family = ranks, opened.family
+        self.device = opened.pipe.transformer.device
+        self.frames = given.frames(self.family.layout)
+        self.propagates = recipe.optim.propagate_error and bool(given.samples)
+        self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
+        # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.
+        self.entering, self.leaving, self.quantized = (
+            HiddenStates(self.hidden and self.hidden / name) for name in ("entering", "leaving", "quantized")
+        )
+        self.sides: list[list[dict[str, Any]]] = []
+
+    def run(self, progress: Progress) -> None:
+        """Calibrate all blocks of this rank that are not done yet."""
+        blocks = self.family.blocks(self.opened.pipe.transformer)
+        steps = 0
+        if self.recipe.trains:
+            steps = self.recipe.optim.epochs * -(-len(self.given.samples) // self.recipe.optim.batch_size)
+        try:
+            with progress.stage("calibration", len(blocks) * (steps + 1)) as stage:
+                self._record()
+                for index, (name, block) in enumerate(blocks):
+                    with self.opened.held(block):
+                        self._pass_on(block, index)
+                        if self._is_mine(index) and read_metadata(self.workspace.block_path(index)) is None:
+                            self._calibrate(block, index, name, stage)
+                            stage.advance(note=name)
+                        else:
+                            stage.advance(steps + 1, note=name)
+                        if self.propagates and self.ranks.first:
+                            self._pass_on_quantized(block, index)
+                    self.entering, self.leaving = self.leaving, self.entering
+        finally:
+            if self.hidden is not None:
+                shutil.rmtree(self.hidden, ignore_errors=True)
+
+    def _is_mine(self, index: int) -> bool:
+        return self.ranks.first if self.propagates else self.ranks.takes(index)
+
+    def _record(self) -> None:
+        for k in range(len(self.given.samples)):
+            arguments = to_device(self.given.arguments(k), self.device)
+            self.entering[k], sides = record_calls(self.opened.pipe.transformer, self.family, arguments)
+            self.sides.append(sides)
+            if self.propagates:
+                self.quantized[k] = self.entering[k]
+
+    def _pass_on(self, block: nn.Module, index: int) -> None:
+        for k, sides in enumerate(self.sides):
+            self.leaving[k] = replay(block, self.family, to_device(self.entering[k], self.device), sides[index])
+
+    def _pass_on_quantized(self, block: nn.Module, index: int) -> None:
+        packed = packed_block(block, self.family, self.recipe, self.workspace.read_block(index))
+        for k, sides in enumerate(self.sides):
+            self.quantized[k] = replay(packed, self.family, to_device(self.quantized[k], self.device), sides[index])
+
+    def _calibrate(self, block: nn.Module, index: int, name: str, stage: Stage) -> None:
+        groups = self.family.groups(block, self.recipe.keep_float)
+        samples = Samples(len(self.sides), lambda k: self._sample(k, index))
+        seed = derived_seed(self.seed, "block", index)
+        calibrated = calibrate_block(block, self.family, self.recipe, groups, samples, seed, stage.advance)
+        self.workspace.write_block(index, name, groups, calibrated)
+
+    def _sample(self, k: int, index: int) -> BlockSample:
+        entering = self.quantized if self.propagates else self.entering
+        return BlockSample(
+            to_device(entering[k], self.device),
+            self.sides[k][index],
+            joined_tokens(self.family, to_device(self.leaving[k], self.device)),
+            self.given.weights[k][index].to(self.device) if self.given.weights else None,
+            self.given.samples[k].step / self.opened.steps,
+            self.frames,
+            self.opened.guidance_scale,
+        )
