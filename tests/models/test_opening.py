@@ -18,7 +18,9 @@ from s2q.models.pipelines import (
     locate,
     open_pipeline,
 )
-from s2q.run import Quantized
+from s2q.recipes import get_recipe
+from s2q.run import Quantized, quantize
+from s2q.runtime.linear import QuantLinear
 
 
 @pytest.fixture
@@ -143,11 +145,13 @@ def test_a_whole_pipeline_opens_with_the_call_asked_for(tiny_pipeline: Path) -> 
     assert opened.family.name == "cogvideox"
 
 
+@pytest.mark.parametrize("name", FAMILIES)
 def test_a_quantized_transformer_takes_the_place_of_the_float_one(
-    tiny_pipeline: Path, quantized: Callable[..., Quantized]
+    name: str, open_family: Callable[..., OpenPipeline], tmp_path: Path
 ) -> None:
-    opened = open_pipeline(str(tiny_pipeline), transformer=quantized().folder)
-    assert opened.pipe.transformer.config.quantization_config is not None
+    quantize(open_family(name), get_recipe("rtn", "W4A6"), tmp_path / "out")
+    opened = open_family(name, transformer=tmp_path / "out")
+    assert any(isinstance(module, QuantLinear) for module in opened.pipe.transformer.modules())
 
 
 @pytest.mark.parametrize("part", [".", "vae", "scheduler", "none"])
