@@ -43,6 +43,20 @@ def test_sizes_of_cogvideox_5b_are_those_of_the_paper(made: Plan):
     assert made.quantized_bytes / GIB == pytest.approx(2.633, rel=0.01)
 
 
+def test_sizes_of_hunyuanvideo_are_those_of_the_paper(tmp_path: Path):
+    (tmp_path / "transformer").mkdir()
+    config = {"_class_name": "HunyuanVideoTransformer3DModel"}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    made = plan(tmp_path, get_recipe("rtn", "W4A6"), {})
+    assert made.float_bytes / GIB == pytest.approx(23.88, abs=0.01)
+    assert made.quantized_bytes / GIB == pytest.approx(6.49, abs=0.01)
+
+
+def test_streaming_needs_a_fraction_of_the_memory_and_says_what_disk(made: Plan):
+    assert made.streamed_memory_bytes < 0.5 * made.memory_bytes
+    assert made.streamed_disk_bytes > made.disk_bytes
+
+
 def test_scales_and_transforms_stay_under_five_percent_at_cogvideox_widths(made: Plan, folder: Path):
     plain = plan(folder, get_recipe("rtn", "W4A16"), {})
     assert made.bits_per_block_weight == 4.0

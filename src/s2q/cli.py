@@ -107,8 +107,8 @@ def plan(
         "transformer after": f"{size(made.quantized_bytes)} ({made.float_bytes / made.quantized_bytes:.2f}× smaller)",
         "tokens a sample": f"{made.tokens}",
         "calibration time, about": duration(sum(made.seconds.values())),
-        "calibration memory, about": size(made.memory_bytes),
-        "work folder, about": size(made.disk_bytes),
+        "calibration memory, about": f"{size(made.memory_bytes)}, {size(made.streamed_memory_bytes)} with --stream",
+        "work folder, about": f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream",
     }
     table(f"Plan for {pipeline}", rows)
     if layers:

@@ -52,9 +52,13 @@ class Plan:
     seconds: dict[str, float]
     """Estimate by stage on this machine."""
     memory_bytes: int
-    """Estimate of the most that calibration holds at once."""
+    """Estimate of the most that calibration holds at once, text encoders apart."""
+    streamed_memory_bytes: int
+    """The same with `--stream`: blocks and hidden states stay on disk."""
     disk_bytes: int
     """Estimate of trajectories, token weights and blocks in the work folder."""
+    streamed_disk_bytes: int
+    """The same with `--stream`."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-like."""
@@ -79,6 +83,9 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
     element = _stored_bytes(folder / "transformer")
     targets, packed, extra = _targets(model, family, recipe)
     block_weights = sum(n * k for n, k in targets.values())
+    states = _states(model, family, sizes) * dtype_bytes
+    disk = _disk(recipe, family, model.config, sizes, len(family.blocks(model)), dtype_bytes) + packed + extra
+    working = _working(model, family, recipe, states // dtype_bytes)
     return Plan(
         model=config["_class_name"],
         recipe=recipe.name,
@@ -91,8 +98,10 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
         bits_per_block_weight=8 * packed / block_weights,
         tokens=sizes.tokens,
         seconds=_seconds(model, family, recipe, sizes, device),
-        memory_bytes=_memory(model, family, recipe, parameters, sizes, dtype_bytes),
-        disk_bytes=_disk(recipe, family, model.config, sizes, len(family.blocks(model)), dtype_bytes) + packed + extra,
+        memory_bytes=parameters * dtype_bytes + 2 * _samples(recipe) * states + working,
+        streamed_memory_bytes=_outside(model, family, parameters) * dtype_bytes + 2 * states + working,
+        disk_bytes=disk,
+        streamed_disk_bytes=disk + (2 + recipe.optim.propagate_error) * _samples(recipe) * states,
     )
 
 
@@ -209,16 +218,28 @@ def _width(block: nn.Module, family: Family) -> int:
     return block.get_submodule(family.shared_inputs[0][0]).in_features
 
 
-def _memory(model: nn.Module, family: Family, recipe: Recipe, parameters: int, sizes: Geometry, element: int) -> int:
-    """The model, every sample's hidden states twice, and one block in training."""
+def _samples(recipe: Recipe) -> int:
+    return recipe.sampler.count if recipe.needs_samples else 0
+
+
+def _states(model: nn.Module, family: Family, sizes: Geometry) -> int:
+    """Numbers that one sample passes from block to block."""
+    return sizes.branches * sizes.tokens * _width(family.blocks(model)[0][1], family)
+
+
+def _outside(model: nn.Module, family: Family, parameters: int) -> int:
+    """Parameters outside the blocks."""
+    return parameters - sum(p.numel() for _, block in family.blocks(model) for p in block.parameters())
+
+
+def _working(model: nn.Module, family: Family, recipe: Recipe, states: int) -> int:
+    """Bytes of one block in training: its weights in several forms, what autograd keeps, and Hessians."""
     blocks = [block for _, block in family.blocks(model)]
     block_parameters = max(sum(p.numel() for p in block.parameters()) for block in blocks)
     widest = max(m.in_features for block in blocks for m in block.modules() if isinstance(m, nn.Linear))
-    values = sizes.branches * sizes.tokens * _width(blocks[0], family)
-    states = 2 * recipe.sampler.count * values * element if recipe.needs_samples else 0
-    training = 30 * values * 4 if recipe.trains else 0
+    training = 30 * states * 4 if recipe.trains else 0
     hessians = 4 * 8 * widest**2 if recipe.uses_gptq else 0
-    return parameters * element + states + training + hessians + 6 * block_parameters * 4
+    return training + hessians + 6 * block_parameters * 4
 
 
 def _disk(recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geometry, blocks: int, element: int) -> int:
