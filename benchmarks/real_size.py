@@ -1,0 +1,177 @@
+"""Time and memory of quantizing a model of a released size, on this machine, with random weights: no figure of quality.
+
+    python benchmarks/real_size.py CogVideoX-2B --recipe s2q_vdit
+
+A pipeline folder is made in bfloat16 from the published configuration of the transformer; text encoder and VAE are tiny
+ones of the right interface, for their cost is not what is measured. `s2q quantize --stream` then runs in a process of
+its own, whose peak resident memory is what the operating system says. Calls, samples and epochs are reduced as the
+options say: all of them stand in the results.
+"""
+
+import argparse
+import json
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    AutoencoderKLHunyuanVideo,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideoPipeline,
+)
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+from s2q.storage import write_json
+
+PROMPTS = ["a red square moves left", "a green circle moves right"]
+COGVIDEOX = {"_class_name": "CogVideoXTransformer3DModel"}
+MODELS: dict[str, dict[str, Any]] = {
+    "CogVideoX-2B": COGVIDEOX | {"num_attention_heads": 30, "num_layers": 30},
+    "CogVideoX-5B": COGVIDEOX | {
+        "num_attention_heads": 48,
+        "num_layers": 42,
+        "use_rotary_positional_embeddings": True,
+    },
+    "HunyuanVideo": {"_class_name": "HunyuanVideoTransformer3DModel"},
+}  # fmt: skip
+
+
+def make_transformer(folder: Path, config: dict[str, Any]) -> None:
+    """Write a transformer with random bfloat16 weights, shard by shard."""
+    folder.mkdir(parents=True)
+    with torch.device("meta"):
+        model = getattr(diffusers, config["_class_name"]).from_config(config)
+    (folder / "config.json").write_text(json.dumps({**model.config, "_class_name": config["_class_name"]}))
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size="2GB"
+    )
+    generator = torch.Generator().manual_seed(0)
+    for file, names in plan.filename_to_tensors.items():
+        shard = {}
+        for name in names:
+            shape = state[name].shape
+            # Linears keep the size of what passes; norms and biases are as a fresh model has them.
+            scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
+            offset = 1.0 if "norm" in name and name.endswith("weight") and len(shape) == 1 else 0.0
+            shard[name] = (torch.randn(shape, generator=generator) * scale + offset).to(torch.bfloat16)
+        save_file(shard, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    words = {
+        word: index for index, word in enumerate(["<pad>", "</s>", "<unk>", *sorted({*" ".join(PROMPTS).split()})])
+    }
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
+
+
+def make_pipeline(folder: Path, name: str) -> None:
+    """Write the pipeline folder of one of `MODELS`, unless it is there."""
+    if (folder / "model_index.json").is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(0)
+    config, tokenizer = MODELS[name], _tokenizer()
+    channels = {"latent_channels": 16, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}
+    if name.startswith("CogVideoX"):
+        text = T5EncoderModel(T5Config(vocab_size=64, d_model=4096, d_kv=8, d_ff=8, num_layers=1, num_heads=2))
+        vae = AutoencoderKLCogVideoX(**channels)
+        parts = {"tokenizer": tokenizer, "text_encoder": text, "vae": vae, "scheduler": CogVideoXDDIMScheduler()}
+        pipe = CogVideoXPipeline(transformer=None, **parts)
+    else:
+        sizes = {"vocab_size": 64, "intermediate_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2}
+        text = LlamaModel(LlamaConfig(hidden_size=4096, num_key_value_heads=2, pad_token_id=0, **sizes))
+        clip = CLIPTextModel(CLIPTextConfig(hidden_size=768, **sizes | {"num_hidden_layers": 1}))
+        pipe = HunyuanVideoPipeline(
+            transformer=None,
+            text_encoder=text,
+            tokenizer=tokenizer,
+            text_encoder_2=clip,
+            tokenizer_2=tokenizer,
+            vae=AutoencoderKLHunyuanVideo(**channels),
+            scheduler=FlowMatchEulerDiscreteScheduler(),
+        )
+    pipe.to(torch.bfloat16).save_pretrained(folder)
+    make_transformer(folder / "transformer", config)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["transformer"] = ["diffusers", config["_class_name"]]
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def main() -> None:
+    """Make the pipeline, quantize it in a process of its own, note what that took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("--recipe", default="rtn")
+    parser.add_argument("--bits", default="W4A6")
+    parser.add_argument("--size", type=int, nargs=3, default=(9, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--folder", type=Path, default=Path("runs/real-size"))
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    arguments = parser.parse_args()
+    source = arguments.folder / arguments.model
+    make_pipeline(source, arguments.model)
+    prompts = arguments.folder / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS))
+    out = arguments.folder / f"{arguments.model}-{arguments.recipe}"
+    for leftover in (out, out.with_name(out.name + ".work")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    frames, height, width = arguments.size
+    command = f"s2q quantize {source} -o {out} --recipe {arguments.recipe} --bits {arguments.bits} --prompts {prompts} "
+    command += f"--steps {arguments.steps} --num-frames {frames} --height {height} --width {width} --stream "
+    command += "--dtype bfloat16 --device cpu --set sampler.prompts=2"
+    if arguments.recipe != "rtn":
+        command += f" --set sampler.count={arguments.samples} --set optim.epochs={arguments.epochs}"
+    started = time.perf_counter()
+    program = f"import sys, torch; torch.set_num_threads({arguments.threads}); sys.argv[0] = 's2q'; "
+    program += "from s2q.cli import main; main()"
+    subprocess.run([sys.executable, "-c", program, *shlex.split(command)[1:]], check=True)
+    seconds = time.perf_counter() - started
+    result = {
+        "command": "python " + shlex.join(sys.argv),
+        "quantize": command,
+        "seconds": seconds,
+        "peak_resident_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
+        "storage": json.loads((out / "s2q_provenance.json").read_text())["storage"],
+        "threads": arguments.threads,
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+    }
+    write_json(arguments.results / f"real-size-{arguments.model}-{arguments.recipe}.json", result)
+    print(json.dumps(result, indent=2))
+    shutil.rmtree(out)
+    shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
