@@ -16,7 +16,8 @@ LONGEST = 300
 MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "messages": set(),
-    "progress": set(),
+    "progress": {"ranks"},
+    "ranks": set(),
     "storage": set(),
     "numerics": set(),
     "recipe": {"numerics"},

@@ -10,7 +10,8 @@ import pytest
 from tiny import CALL, PROMPTS, cheap, folder_bytes
 
 from s2q.models.pipelines import open_pipeline
-from s2q.ranks import Ranks, joined
+from s2q.progress import NoProgress, terminal_progress
+from s2q.ranks import Ranks, joined, own_device, speaks
 from s2q.run import quantize
 
 PROGRAM = """
@@ -94,3 +95,14 @@ def test_half_a_launcher_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with pytest.raises(ValueError, match="RANK, MASTER_ADDR, MASTER_PORT"), joined():
         pass
+
+
+def test_one_process_speaks_and_each_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    assert speaks()
+    assert own_device("cuda") == "cuda"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not speaks()
+    assert (own_device("cuda"), own_device("cuda:3"), own_device("cpu")) == ("cuda:1", "cuda:3", "cpu")
+    assert isinstance(terminal_progress(), NoProgress)

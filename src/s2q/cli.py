@@ -47,6 +47,7 @@ from s2q.cli_work import (
     write_summary,
 )
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
+from s2q.ranks import speaks
 
 app = typer.Typer(
     help="Run video diffusion transformers in few bits without losing the video.",
@@ -64,6 +65,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' notes to developers
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
+    console.quiet = not speaks()
     try:
         app(standalone_mode=True)
     except USER_ERRORS as error:
@@ -274,6 +276,8 @@ def run(
         opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
     )
     print_storage(done.storage.to_dict())
+    if not speaks():
+        return
     compared = comparison_prompts(pipeline, clips, None)
     report = evaluate_and_print(opened, out / "transformer", out, compared, seed, done.seconds)
     write_summary(json_file, report)

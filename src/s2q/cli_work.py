@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from s2q.messages import console, errors, table
+from s2q.ranks import own_device
 
 
 def open_for(source: str, transformer: Path | None = None, **options: Any):
@@ -30,7 +31,7 @@ def chosen_device(name: str | None) -> str:
     """The device that was asked for, or that suits the machine."""
     import torch
 
-    device = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = own_device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         kind = torch.device(device)
     except RuntimeError:

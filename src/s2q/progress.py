@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
+from s2q.ranks import speaks
+
 
 class Stage(Protocol):
     """One stage under way."""
@@ -93,5 +95,7 @@ class BarProgress:
 
 
 def terminal_progress() -> Progress:
-    """Bars if standard error is a terminal, else lines."""
+    """Bars if standard error is a terminal, else lines; nothing in the second and later of several processes."""
+    if not speaks():
+        return NoProgress()
     return BarProgress() if sys.stderr.isatty() else LineProgress()

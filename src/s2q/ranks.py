@@ -38,6 +38,16 @@ class Ranks:
             dist.barrier()
 
 
+def speaks() -> bool:
+    """Whether this process is the one that prints, before or without joining the others."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def own_device(kind: str) -> str:
+    """The device of this process, of those of a machine: `cuda:1` for the second where `kind` is `cuda`."""
+    return f"{kind}:{os.environ['LOCAL_RANK']}" if kind == "cuda" and "LOCAL_RANK" in os.environ else kind
+
+
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """The ranks that the launcher started; alone without one. Files are all they exchange, so gloo serves any device.

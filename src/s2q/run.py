@@ -130,8 +130,10 @@ def quantize(
         if ranks.first:
             _write(opened, recipe, workspace, out, provenance(chosen, found, prompts), found)
         ranks.wait()
-    storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
-    return Quantized(out, workspace, read_json(workspace.folder / SECONDS_NAME), storage)
+        storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
+        done = Quantized(out, workspace, read_json(workspace.folder / SECONDS_NAME), storage)
+        ranks.wait()  # the caller may remove the work folder
+    return done
 
 
 def _begin(folder: Path, chosen: dict[str, Any], ranks: Ranks) -> Workspace:
