@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s2q.numerics.packing import unpack
 from s2q.numerics.quantizer import dequantize, integer_range, quantize
+from s2q.runtime.native import library as native
 from s2q.runtime.reference import (
     ActFormat,
     CodedWeight,
@@ -25,9 +26,14 @@ from s2q.runtime.reference import (
     scaled_product,
     transform_input,
 )
+from s2q.runtime.scratch import scratch
 
 # Rows of int32 sums made at a time: larger temporaries fall out of the cache and page-fault.
 CHUNK_ROWS = 512
+# The native path's buffer of sums is used again, so that its size is a matter of the cache and of the product alone,
+# which repacks its weight at every call.
+MOST_SUMS = 1 << 22
+LEAST_ROWS = 256
 # cuBLASLt takes int8 products only above this many rows, and widths that are multiples of 8.
 CUDA_MIN_ROWS = 17
 MIN_COLUMNS = 8
@@ -79,6 +85,8 @@ def quantize_input(
     Args:
         keep_values: a low-rank branch needs x̂.
     """
+    if transform.range is None and native.why_not(x.device, x.dtype) is None:
+        return _quantize_natively(x, transform, acts, halves, keep_values)
     values = transform_input(x, transform)
     scale, zero = input_grid(values, transform, acts)
     kept = values if keep_values else None
@@ -94,6 +102,18 @@ def quantize_input(
     return QuantizedInput(codes.view(rows, columns), scale, zero, kept, halves=True)
 
 
+def _quantize_natively(
+    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep_values: bool
+) -> QuantizedInput:
+    channel, values = transform.scale, None
+    if transform.left is not None or keep_values:
+        x, channel = transform_input(x, transform), None
+        values = x if keep_values else None
+    clip = 1.0 if transform.clip is None else float(transform.clip)
+    codes, scale, zero = native.quantize_rows(x, channel, clip, acts.bits, acts.symmetric, acts.groups, halves)
+    return QuantizedInput(codes, scale, zero, values, halves)
+
+
 def in_natural_order(inputs: QuantizedInput) -> QuantizedInput:
     """The same input with its codes taken out of the order of halves."""
     rows, columns = inputs.codes.shape
@@ -104,6 +124,8 @@ def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tens
     """int32 [N, words] → int8 [N, K], columns in the order of `in_halves`."""
     if not halves:
         return unpack(packed, bits, columns)
+    if native.why_not(packed.device, torch.float32) is None:
+        return native.unpack_halves(packed, scratch("weight", (packed.shape[0], columns), torch.int8))
     data = packed.contiguous().view(torch.uint8)
     out = torch.empty(data.shape[0], 2, columns // 2, dtype=torch.uint8, device=packed.device)
     torch.bitwise_and(data, 15, out=out[:, 0])
@@ -127,6 +149,11 @@ def multiply(
         middle = low_rank_input(in_natural_order(inputs) if inputs.halves and low_rank.on_codes else inputs, low_rank)
         up = low_rank.up.float().mT
 
+    out = torch.empty(rows, codes.shape[0], dtype=dtype, device=codes.device)
+    if groups == 1 and weight.zero_point is None and not declined and native.why_not(codes.device, dtype) is None:
+        _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), out)
+        return out
+
     def part(own: slice) -> Tensor:
         chosen = QuantizedInput(
             inputs.codes[own], inputs.scale[own], None if inputs.zero is None else inputs.zero[own], None
@@ -136,13 +163,34 @@ def multiply(
             y = y.add_(middle[own] @ up)
         return y if bias is None else y.add_(bias.float())
 
-    if rows <= CHUNK_ROWS:
-        return part(slice(0, rows)).to(dtype)
-    out = torch.empty(rows, codes.shape[0], dtype=dtype, device=codes.device)
     for start in range(0, rows, CHUNK_ROWS):
         own = slice(start, min(start + CHUNK_ROWS, rows))
         out[own] = part(own)
     return out
+
+
+def _multiply_natively(
+    inputs: QuantizedInput, weight: CodedWeight, bias: Tensor | None, branch: tuple[Tensor, Tensor] | None, out: Tensor
+) -> None:
+    """`scaled_product` without groups, the branch (middle [M, r], up [r, N]) and the bias, into `out` [M, N]."""
+    rows, columns = out.shape
+    bias = None if bias is None else bias.float().contiguous()
+    zero = weight_sum = None
+    if inputs.zero is not None:
+        zero, weight_sum = inputs.zero.to(torch.int32), weight.codes.sum(1, dtype=torch.int32)
+    size = max(LEAST_ROWS, MOST_SUMS // columns)
+    for start in range(0, rows, size):
+        own = slice(start, min(start + size, rows))
+        sums = scratch("sums", (own.stop - start, columns), torch.int32)
+        torch._int_mm(inputs.codes[own], weight.codes.mT, out=sums)
+        part = None if zero is None else zero[own]
+        if branch is None:
+            native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, bias, out[own])
+            continue
+        y = torch.empty(sums.shape)
+        native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, None, y)
+        y.add_(branch[0][own] @ branch[1])
+        out[own] = y if bias is None else y.add_(bias)
 
 
 def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:
