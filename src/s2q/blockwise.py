@@ -14,6 +14,7 @@ from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress, Stage
 from s2q.quantization.block import calibrate_block, packed_block
 from s2q.quantization.objective import BlockSample
+from s2q.quantization.tokens import weights_of_all
 from s2q.ranks import Ranks
 from s2q.recipe import Recipe
 from s2q.storage import derived_seed, read_metadata
@@ -61,6 +62,8 @@ class Blockwise:
             HiddenStates(self.hidden and self.hidden / name) for name in ("entering", "leaving", "quantized")
         )
         self.sides: list[list[dict[str, Any]]] = []
+        # Block → what enters it in float, where the model does something between it and the block before.
+        self.restarts: dict[int, HiddenStates] = {}
 
     def run(self, progress: Progress) -> None:
         """Calibrate all blocks of this rank that are not done yet."""
@@ -92,13 +95,24 @@ class Blockwise:
     def _record(self) -> None:
         for k in range(len(self.given.samples)):
             arguments = to_device(self.given.arguments(k), self.device)
-            self.entering[k], sides = record_calls(self.opened.pipe.transformer, self.family, arguments)
-            self.sides.append(sides)
+            recorded = record_calls(self.opened.pipe.transformer, self.family, arguments)
+            self.entering[k] = recorded.first
+            self.sides.append(recorded.sides)
+            for index, states in recorded.restarts.items():
+                if index not in self.restarts:
+                    folder = self.hidden and self.hidden / f"block-{index}"
+                    self.restarts[index] = HiddenStates(folder)
+                self.restarts[index][k] = states
             if self.propagates:
                 self.quantized[k] = self.entering[k]
 
     def _pass_on(self, block: nn.Module, index: int) -> None:
+        restart = self.restarts.pop(index, None)
         for k, sides in enumerate(self.sides):
+            if restart is not None and k in restart:
+                self.entering[k] = restart[k]
+                if self.propagates:  # what the model does in between is float, and so is what comes out of it
+                    self.quantized[k] = restart[k]
             self.leaving[k] = replay(block, self.family, to_device(self.entering[k], self.device), sides[index])
 
     def _pass_on_quantized(self, block: nn.Module, index: int) -> None:
@@ -115,11 +129,16 @@ class Blockwise:
 
     def _sample(self, k: int, index: int) -> BlockSample:
         entering = self.quantized if self.propagates else self.entering
+        target = joined_tokens(self.family, to_device(self.leaving[k], self.device))
+        weights = None
+        if self.given.weights:
+            most = self.recipe.objective.lambda_max
+            weights = weights_of_all(self.given.weights[k][index].to(self.device), target.shape[1], most)
         return BlockSample(
             to_device(entering[k], self.device),
             self.sides[k][index],
-            joined_tokens(self.family, to_device(self.leaving[k], self.device)),
-            self.given.weights[k][index].to(self.device) if self.given.weights else None,
+            target,
+            weights,
             self.given.samples[k].step / self.opened.steps,
             self.frames,
             self.opened.guidance_scale,

@@ -34,6 +34,9 @@ class HiddenStates:
         else:
             save_file({name: state.cpu().contiguous() for name, state in states.items()}, self._path(index))
 
+    def __contains__(self, index: int) -> bool:
+        return index in self._kept if self._folder is None else self._path(index).is_file()
+
     def __getitem__(self, index: int) -> States:
         return self._kept[index] if self._folder is None else load_file(self._path(index))
 

@@ -137,7 +137,7 @@ def test_the_order_of_joined_tokens_is_that_of_attention(name: str, monkeypatch:
     model = FAMILIES[name].make_transformer()
     family = resolve(model)
     block = family.blocks(model)[0][1]
-    states, sides = record_calls(model, family, FAMILIES[name].make_inputs())
+    states, sides, _ = record_calls(model, family, FAMILIES[name].make_inputs())
     keys: list[torch.Tensor] = []
     attend = nn.functional.scaled_dot_product_attention
 

@@ -42,7 +42,7 @@ def test_replayed_blocks_pass_on_exactly_what_the_model_passes_on(called: tuple[
     seen: list = []
     blocks = family.blocks(model)
     handles = [block.register_forward_hook(lambda *call: seen.append(call[-1])) for _, block in blocks]
-    states, sides = record_calls(model, family, arguments)
+    states, sides, _ = record_calls(model, family, arguments)
     for handle in handles:
         handle.remove()
     assert states.keys() == set(family.states)
@@ -63,7 +63,7 @@ def test_recording_leaves_no_hook_behind(called: tuple[nn.Module, dict]) -> None
 def test_first_call_is_the_first_of_all_calls_and_runs_no_block(called: tuple[nn.Module, dict]) -> None:
     model, arguments = called
     family = resolve(model)
-    states, sides = record_calls(model, family, arguments)
+    states, sides, _ = record_calls(model, family, arguments)
 
     def never(*_) -> None:
         raise AssertionError("a block ran")
@@ -90,7 +90,7 @@ def test_arguments_that_a_block_does_not_name_are_replayed_too() -> None:
             return self.layers[0](hidden_states, 2.0, 3.0, 4.0, shift=1.0)
 
     model, family = Model(), Family("mine", "MyPipeline", ("Model",), ("layers",), ("hidden_states",), (), "")
-    states, sides = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
+    states, sides, _ = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
     assert torch.equal(replay(model.layers[0], family, states, sides[0])["hidden_states"], torch.full((1, 2, 3), 15.0))
 
 
@@ -119,7 +119,7 @@ def test_a_block_that_is_never_called_is_an_error(transformer: nn.Module) -> Non
 
 
 def test_gradients_flow_through_a_replayed_block(transformer: nn.Module) -> None:
-    states, sides = record_calls(transformer, COGVIDEOX, make_inputs())
+    states, sides, _ = record_calls(transformer, COGVIDEOX, make_inputs())
     output = joined_tokens(COGVIDEOX, replay(transformer.transformer_blocks[0], COGVIDEOX, states, sides[0]))
     output.sum().backward()
     assert transformer.transformer_blocks[0].attn1.to_q.weight.grad is not None

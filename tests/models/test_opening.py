@@ -71,7 +71,7 @@ def test_a_pipeline_of_images_is_refused(copy: Path) -> None:
 
 def test_a_transformer_of_another_kind_is_refused_with_those_known(copy: Path) -> None:
     edit(copy / "model_index.json", lambda i: i.update(transformer=["diffusers", "FluxTransformer2DModel"]))
-    with pytest.raises(PipelineError, match=r"FluxTransformer2DModel.*Known: CogVideoX"):
+    with pytest.raises(PipelineError, match=r"FluxTransformer2DModel.*Known: .*CogVideoX"):
         locate(str(copy))
 
 

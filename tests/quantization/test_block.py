@@ -25,7 +25,7 @@ def samples() -> list[BlockSample]:
     """Four calls of the first block, each of two guidance branches."""
     model, made = make_transformer(), []
     for seed in range(4):
-        states, sides = record_calls(model, COGVIDEOX, make_inputs(seed=seed))
+        states, sides, _ = record_calls(model, COGVIDEOX, make_inputs(seed=seed))
         with torch.no_grad():
             target = joined_tokens(COGVIDEOX, replay(model.transformer_blocks[0], COGVIDEOX, states, sides[0]))
         weights = torch.rand(2, 16, generator=torch.Generator().manual_seed(seed)) / 2 + 0.5

@@ -21,6 +21,8 @@ DIRECTION = {
     "latent_error_late": -1,
     "temporal_difference_rmse": -1,
 }
+# Bytes within which two variants are called equally large: scales and transforms differ a little between methods.
+SAME_SIZE = 1.1
 SHOWN = (*DIRECTION, "motion_ratio", "flicker_ratio", "sharpness", "noise")
 
 
@@ -83,8 +85,13 @@ def paired_p(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def best_rival(entry: Entry, all_entries: Sequence[Entry], measure: str) -> Entry | None:
-    """The best of the other variants at the same bits by `measure`, one of `DIRECTION`."""
-    rivals = [other for other in all_entries if other.bits == entry.bits and other.variant != entry.variant]
+    """The best by `measure`, one of `DIRECTION`, of the other variants at the same bits that are not larger on disk."""
+    most = SAME_SIZE * entry.quantized_bytes
+    rivals = [
+        other
+        for other in all_entries
+        if other.bits == entry.bits and other.variant != entry.variant and other.quantized_bytes <= most
+    ]
     return max(rivals, key=lambda other: DIRECTION[measure] * other.mean[measure], default=None)
 
 

@@ -42,6 +42,9 @@ def received_attention(query: Tensor, key: Tensor, mask: Tensor | None = None, c
 class AttentionTap(TorchFunctionMode):
     """Inside this context, `receive(block index, received attention [B, S])` is called for every self-attention.
 
+    Where a module attends to each row of the batch by itself, leaving padding out (Mochi), its rows are put together and
+    filled up with zeros at the end: padding receives nothing.
+
     Raises (on leaving the context):
         RuntimeError: a block's self-attention was never seen, as with a fused or linear attention backend.
     """
@@ -51,14 +54,15 @@ class AttentionTap(TorchFunctionMode):
         self._modules = [block.get_submodule(family.self_attention) for _, block in family.blocks(model)]
         self._receive = receive
         self._active: int | None = None
+        self._parts: list[Tensor] = []
         self._seen: set[int] = set()
         self._handles: list = []
 
     def __enter__(self) -> "AttentionTap":
         for index, module in enumerate(self._modules):
             self._handles += [
-                module.register_forward_pre_hook(lambda *_, index=index: setattr(self, "_active", index)),
-                module.register_forward_hook(lambda *_: setattr(self, "_active", None)),
+                module.register_forward_pre_hook(lambda *_, index=index: self._begin(index)),
+                module.register_forward_hook(lambda *_: self._end()),
             ]
         return super().__enter__()
 
@@ -74,11 +78,20 @@ class AttentionTap(TorchFunctionMode):
                 "use diffusers' native attention backend for calibration"
             )
 
+    def _begin(self, index: int) -> None:
+        self._active, self._parts = index, []
+
+    def _end(self) -> None:
+        index, self._active = self._active, None
+        if self._parts:
+            longest = max(part.shape[1] for part in self._parts)
+            padded = [nn.functional.pad(part, (0, longest - part.shape[1])) for part in self._parts]
+            self._seen.add(index)
+            self._receive(index, torch.cat(padded))
+
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is nn.functional.scaled_dot_product_attention and self._active is not None:
             named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            sums = received_attention(named["query"], named["key"], named.get("attn_mask"))
-            self._seen.add(self._active)
-            self._receive(self._active, sums)
+            self._parts.append(received_attention(named["query"], named["key"], named.get("attn_mask")))
         return function(*args, **kwargs)

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,17 @@ class BlockCall:
     """What flows from block to block, [B, S, channels] each."""
     sides: dict[str, Any]
     """Everything else (time embedding, rotary angles, masks), replayed as recorded."""
+
+
+class Recorded(NamedTuple):
+    """How all blocks were called in one pass of the model."""
+
+    first: States
+    """What enters the first block."""
+    sides: list[dict[str, Any]]
+    """Of every block, in order; arguments that blocks share are the same objects."""
+    restarts: dict[int, States]
+    """Block → what enters it, where that is not what the block before passed on: the model did something in between."""
 
 
 class _Stop(Exception):
@@ -71,26 +82,52 @@ def first_call(model: nn.Module, family: Family, arguments: Mapping[str, Any]) -
 
 
 @torch.no_grad()
-def record_calls(model: nn.Module, family: Family, arguments: Mapping[str, Any]) -> tuple[States, list[dict[str, Any]]]:
-    """States that enter the first block, and the side arguments of every block, in order, from one pass of the model.
-
-    Side arguments that blocks share are the same objects here.
-    """
+def record_calls(model: nn.Module, family: Family, arguments: Mapping[str, Any]) -> Recorded:
+    """How every block is called in one pass of the model, see `Recorded`."""
     blocks = family.blocks(model)
     first: States = {}
+    passed_on: States = {}
+    restarts: dict[int, States] = {}
     sides: dict[int, dict[str, Any]] = {}
 
     def receive(index: int, call: BlockCall) -> None:
         sides[index] = call.sides
         if index == 0:
             first.update(call.states)
+        elif not _same_states(call.states, passed_on):
+            restarts[index] = call.states
 
-    with _recording(blocks, family, receive):
-        model(**arguments)
+    def after(names: list[str]) -> Callable:
+        def hook(block: nn.Module, args: tuple, output: Any) -> None:
+            passed_on.clear()
+            passed_on.update(zip(names, output if isinstance(output, tuple) else (output,), strict=False))
+
+        return hook
+
+    handles = [block.register_forward_hook(after(states_of(block, family))) for _, block in blocks]
+    try:
+        with _recording(blocks, family, receive):
+            model(**arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
     missing = [name for index, (name, _) in enumerate(blocks) if index not in sides]
     if missing:
         raise RuntimeError(f"these blocks were never called: {', '.join(missing)}")
-    return first, [sides[index] for index in range(len(blocks))]
+    return Recorded(first, [sides[index] for index in range(len(blocks))], restarts)
+
+
+def states_of(block: nn.Module, family: Family) -> list[str]:
+    """Names of the states that a kind of block receives and passes on."""
+    parameters = inspect.signature(block.forward).parameters
+    return [name for name in family.states if name in parameters]
+
+
+def _same_states(one: States, other: States) -> bool:
+    return one.keys() == other.keys() and all(
+        tensor is other[name] or (tensor.shape == other[name].shape and torch.equal(tensor, other[name]))
+        for name, tensor in one.items()
+    )
 
 
 def replay(block: nn.Module, family: Family, states: States, sides: Mapping[str, Any]) -> States:
@@ -103,8 +140,13 @@ def replay(block: nn.Module, family: Family, states: States, sides: Mapping[str,
 
 
 def joined_tokens(family: Family, states: States) -> Tensor:
-    """The states as one sequence in the order of self-attention: [B, S, channels]."""
-    return torch.cat([states[name] for name in family.tokens if name in states], dim=1)
+    """The states as one sequence in the order of self-attention: [B, S, channels].
+
+    States of fewer channels (sound beside video) are filled up with zeros, which no error sees.
+    """
+    present = [states[name] for name in family.tokens if name in states]
+    widest = max(state.shape[-1] for state in present)
+    return torch.cat([nn.functional.pad(state, (0, widest - state.shape[-1])) for state in present], dim=1)
 
 
 def modality_slices(family: Family, states: States) -> list[slice]:

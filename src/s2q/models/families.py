@@ -1,5 +1,7 @@
 """The families: rows of data."""
 
+from dataclasses import replace
+
 from s2q.models.family import Family, register
 
 COGVIDEOX = register(
@@ -51,5 +53,141 @@ HUNYUAN_VIDEO = register(
         modulation=("norm1.linear", "norm1_context.linear", "norm.linear"),
         text_linears=("attn.add_?_proj", "attn.to_add_out", "ff_context.*"),
         guidance="true_cfg_scale",  # guidance_scale is an embedding here, and costs no second branch
+    )
+)
+CONSISID = register(
+    replace(COGVIDEOX, name="consisid", pipeline="ConsisIDPipeline", model_classes=("ConsisIDTransformer3DModel",))
+)
+WAN_VACE = register(
+    replace(
+        WAN,
+        name="wan_vace",
+        pipeline="WanVACEPipeline",
+        model_classes=("WanVACETransformer3DModel",),
+        block_lists=("vace_blocks", "blocks"),  # control first: what it makes is added to the video after some blocks
+        states=("hidden_states", "control_hidden_states"),
+        tokens=("hidden_states", "control_hidden_states"),
+    )
+)
+WAN_ANIMATE = register(
+    replace(WAN, name="wan_animate", pipeline="WanAnimatePipeline", model_classes=("WanAnimateTransformer3DModel",))
+)
+SKYREELS_V2 = register(
+    replace(WAN, name="skyreels_v2", pipeline="SkyReelsV2Pipeline", model_classes=("SkyReelsV2Transformer3DModel",))
+)
+FRAMEPACK = register(
+    replace(
+        HUNYUAN_VIDEO,
+        name="hunyuan_framepack",
+        pipeline="HunyuanVideoFramepackPipeline",
+        model_classes=("HunyuanVideoFramepackTransformer3DModel",),
+    )
+)
+HUNYUAN_VIDEO_15 = register(
+    replace(
+        HUNYUAN_VIDEO,
+        name="hunyuan_video_15",
+        pipeline="HunyuanVideo15Pipeline",
+        model_classes=("HunyuanVideo15Transformer3DModel",),
+        block_lists=("transformer_blocks",),
+        guidance=None,  # a guider component of the pipeline holds the scale
+    )
+)
+LTX = register(
+    Family(
+        name="ltx",
+        pipeline="LTXPipeline",
+        model_classes=("LTXVideoTransformer3DModel",),
+        block_lists=("transformer_blocks",),
+        states=("hidden_states",),
+        tokens=("hidden_states",),
+        self_attention="attn1",
+        shared_inputs=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
+        text_linears=("attn2.to_k", "attn2.to_v"),
+        text_width="caption_channels",
+    )
+)
+LTX2 = register(
+    Family(
+        name="ltx2",
+        pipeline="LTX2Pipeline",
+        model_classes=("LTX2VideoTransformer3DModel",),
+        block_lists=("transformer_blocks",),
+        states=("hidden_states", "audio_hidden_states"),
+        tokens=("hidden_states", "audio_hidden_states"),
+        self_attention="attn1",
+        shared_inputs=(
+            ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+            ("audio_attn1.to_q", "audio_attn1.to_k", "audio_attn1.to_v"),
+            ("attn2.to_k", "attn2.to_v"),
+            ("audio_attn2.to_k", "audio_attn2.to_v"),
+            ("audio_to_video_attn.to_k", "audio_to_video_attn.to_v"),
+            ("video_to_audio_attn.to_k", "video_to_audio_attn.to_v"),
+        ),
+        text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
+        text_width="caption_channels",
+    )
+)
+MOCHI = register(
+    Family(
+        name="mochi",
+        pipeline="MochiPipeline",
+        model_classes=("MochiTransformer3DModel",),
+        block_lists=("transformer_blocks",),
+        states=("hidden_states", "encoder_hidden_states"),
+        tokens=("hidden_states", "encoder_hidden_states"),
+        self_attention="attn1",
+        shared_inputs=(
+            ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+            ("attn1.add_q_proj", "attn1.add_k_proj", "attn1.add_v_proj"),
+        ),
+        modulation=("norm1.linear", "norm1_context.linear", "norm1_context.linear_1"),
+        text_linears=("attn1.add_?_proj", "attn1.to_add_out", "ff_context.*"),
+    )
+)
+ALLEGRO = register(
+    replace(
+        LTX,
+        name="allegro",
+        pipeline="AllegroPipeline",
+        model_classes=("AllegroTransformer3DModel",),
+    )
+)
+LATTE = register(
+    replace(
+        LTX,
+        name="latte",
+        pipeline="LattePipeline",
+        model_classes=("LatteTransformer3DModel",),
+        # The model runs them in turn, a spatial and a temporal one.
+        block_lists=("transformer_blocks", "temporal_transformer_blocks"),
+        interleaved=True,
+    )
+)
+COSMOS = register(
+    replace(
+        LTX,
+        name="cosmos",
+        pipeline="CosmosTextToWorldPipeline",
+        model_classes=("CosmosTransformer3DModel",),
+        modulation=("norm?.linear_1", "norm?.linear_2"),
+        text_width="text_embed_dim",
+    )
+)
+EASYANIMATE = register(
+    Family(
+        name="easyanimate",
+        pipeline="EasyAnimatePipeline",
+        model_classes=("EasyAnimateTransformer3DModel",),
+        block_lists=("transformer_blocks",),
+        states=("hidden_states", "encoder_hidden_states"),
+        tokens=("encoder_hidden_states", "hidden_states"),
+        self_attention="attn1",
+        shared_inputs=(
+            ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+            ("attn1.add_q_proj", "attn1.add_k_proj", "attn1.add_v_proj"),
+        ),
+        modulation=("norm1.linear", "norm2.linear"),
+        text_linears=("attn1.add_?_proj", "attn1.to_add_out", "txt_ff.*"),
     )
 )

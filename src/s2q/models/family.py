@@ -1,11 +1,14 @@
 """What s2q knows of an architecture: a few lines of data."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class Family:
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"
     """Key of the model's configuration that holds the channels of the text."""
-    guidance: str = "guidance_scale"
-    """Argument of the pipeline that, above 1, adds the unconditional branch."""
+    guidance: str | None = "guidance_scale"
+    """Argument of the pipeline that, above 1, adds the unconditional branch; None: it has none."""
+    interleaved: bool = False
+    """Whether blocks of the lists run in turn, one of each, instead of one list after the other."""
 
     def is_modulation(self, name: str) -> bool:
         """Whether the linear `name` (inside a block) makes scales and shifts from the timestep."""
@@ -52,11 +57,13 @@ class Family:
 
     def blocks(self, model: nn.Module) -> list[tuple[str, nn.Module]]:
         """(full name, block) of all blocks of `model` in the order they run."""
-        return [
-            (f"{attribute}.{index}", block)
+        lists = [
+            [(f"{attribute}.{index}", block) for index, block in enumerate(getattr(model, attribute))]
             for attribute in self.block_lists
-            for index, block in enumerate(getattr(model, attribute))
         ]
+        if self.interleaved:
+            lists = [list(turn) for turn in zip(*lists, strict=True)]
+        return [item for some in lists for item in some]
 
     def groups(self, block: nn.Module, keep_float: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         """The linears of `block` that are quantized (all but the globs `keep_float`), those that share an input together."""
@@ -102,14 +109,77 @@ def register(family: Family) -> Family:
 def resolve(model: nn.Module | str) -> Family:
     """The family of a model, or of a model's class name.
 
+    A model of a class that has no row is guessed at, see `guess`.
+
     Raises:
-        ValueError: no family is known for it.
+        ValueError: no family is known for it, nor can one be guessed.
     """
     model_class = model if isinstance(model, str) else type(model).__name__
-    try:
+    if model_class in _REGISTRY:
         return _REGISTRY[model_class]
-    except KeyError:
+    if isinstance(model, nn.Module):
+        return register(guess(model))
+    raise ValueError(
+        f"{model_class} is not a video transformer that s2q knows. Known: {', '.join(sorted(_REGISTRY))}. "
+        "docs/architectures.md tells how to add one."
+    )
+
+
+# What blocks of diffusers call the tensors that flow through them, and their self-attention.
+_STATES = ("hidden_states", "encoder_hidden_states")
+_SELF_ATTENTIONS = ("attn1", "attn", "self_attn", "attention")
+
+
+def guess(model: nn.Module) -> Family:
+    """A family for a transformer that s2q has no row for, with a warning that says what was guessed.
+
+    Raises:
+        ValueError: no list of blocks, or no self-attention in them.
+    """
+    name = type(model).__name__
+    lists = [
+        attribute
+        for attribute, child in model.named_children()
+        if isinstance(child, nn.ModuleList) and len(child) and not isinstance(child[0], nn.Linear) and _linears(child)
+    ]
+    if not lists:
         raise ValueError(
-            f"{model_class} is not a video transformer that s2q knows. Known: {', '.join(sorted(_REGISTRY))}. "
-            "docs/architectures.md tells how to add one."
-        ) from None
+            f"{name} is not a video transformer that s2q knows, and has no list of blocks (an nn.ModuleList of modules "
+            "with linears) to guess from: docs/architectures.md tells how to add it"
+        )
+    blocks = [block for attribute in lists for block in getattr(model, attribute)]
+    attentions = [own for own in _SELF_ATTENTIONS if all(hasattr(block, own) for block in blocks)]
+    if not attentions:
+        raise ValueError(
+            f"{name} is not a video transformer that s2q knows, and the blocks of {', '.join(lists)} have no "
+            f"self-attention called {', '.join(_SELF_ATTENTIONS)}: docs/architectures.md tells how to add it"
+        )
+    # A text that blocks are given but do not pass on is for cross-attention, which is another module then.
+    crossed = any(hasattr(block, "attn2") for block in blocks)
+    states = _STATES[:1] if crossed else _STATES
+    text = ("attn2.to_k", "attn2.to_v") if crossed else ("attn*.add_?_proj", "attn*.to_add_out", "ff_context.*")
+    own = attentions[0]
+    made = Family(
+        name=name,
+        pipeline="DiffusionPipeline",
+        model_classes=(name,),
+        block_lists=tuple(lists),
+        states=states,
+        tokens=states,
+        self_attention=own,
+        shared_inputs=(tuple(f"{own}.to_{letter}" for letter in "qkv"),),
+        modulation=("norm*.linear*",),
+        text_linears=text,
+    )
+    _LOG.warning(
+        "s2q has no row for %s. Guessed: blocks in %s, %s flow from block to block, self-attention is %s",
+        name,
+        ", ".join(lists),
+        " and ".join(states),
+        own,
+    )
+    return made
+
+
+def _linears(module: nn.Module) -> bool:
+    return any(isinstance(child, nn.Linear) for child in module.modules())

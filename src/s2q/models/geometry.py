@@ -83,6 +83,6 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         grid=token_grid(config, *latent),
         text=int(given.get("max_sequence_length") or own_text or chosen["max_sequence_length"]),
         text_is_joined="encoder_hidden_states" in family.tokens,
-        branches=2 if chosen[family.guidance] > 1 else 1,
+        branches=2 if family.guidance and chosen[family.guidance] > 1 else 1,
         steps=int(chosen["num_inference_steps"]),
     )

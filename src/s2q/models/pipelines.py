@@ -67,6 +67,8 @@ class OpenPipeline:
     @property
     def guidance_scale(self) -> float | None:
         """Scale of classifier-free guidance; None where the transformer runs once a step."""
+        if self.family.guidance is None:
+            return None
         scale = self._argument(self.family.guidance)
         return scale if scale > 1 else None
 

@@ -40,6 +40,14 @@ def token_weights(received: Tensor, lambda_min: float = 0.5, lambda_max: float =
     return share * (lambda_max - lambda_min) + lambda_min
 
 
+def weights_of_all(weights: Tensor, tokens: int, lambda_max: float = 1.0) -> Tensor:
+    """Weights [B, S] of the tokens whose attention is seen, then λ_max for those where it is not: [B, `tokens`].
+
+    Such are the sound beside the video of LTX-2, and the second of the two streams of a control block.
+    """
+    return nn.functional.pad(weights, (0, tokens - weights.shape[1]), value=lambda_max)
+
+
 def weights_by_part(received: Tensor, parts: Sequence[slice], lambda_min: float, lambda_max: float) -> Tensor:
     """Eq. 11 over each part of the tokens by itself: `parts` are neighbours that cover all of [B, S]."""
     return torch.cat([token_weights(received[:, part], lambda_min, lambda_max) for part in parts], dim=1)
