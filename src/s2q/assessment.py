@@ -21,7 +21,7 @@ from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, wr
 from s2q.evaluation.vbench import Official
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import to_device
-from s2q.models.geometry import token_grid
+from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
 from s2q.progress import NoProgress, Progress
@@ -230,8 +230,7 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     concentration = [float(_top_share(sums[-1])) for sums in received]
     block = int(np.argmax(concentration))
     weights = token_weights(received[block], objective["lambda_min"], objective["lambda_max"])[-1]
-    shape = arguments[family.latents].shape
-    grid = token_grid(transformer.config, shape[1 + family.layout.index("F")], shape[-2], shape[-1])
+    grid = token_grid(transformer.config, *latent_size(family, arguments))
     count = math.prod(grid)
     video = (weights[:count] if family.tokens[0] == family.states[0] else weights[-count:]).reshape(grid)
     chosen = np.linspace(0, len(twin.reference) - 1, grid[0]).round().astype(int)

@@ -1,6 +1,7 @@
 """Quantize block after block; what flows between them is made again from the float model when a run is resumed."""
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from s2q.calibration.selection import Sample
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.hidden import HiddenStates, Samples
 from s2q.models.blocks import joined_tokens, record_calls, replay, to_device
+from s2q.models.family import Family
+from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress, Stage
 from s2q.quantization.block import calibrate_block, packed_block
@@ -35,9 +38,9 @@ class CalibrationSet:
         """Arguments of the transformer's call that is sample number `index`, on the CPU."""
         return self.store.arguments(self.samples[index].prompt, self.samples[index].step)
 
-    def frames(self, layout: str) -> int:
-        """Latent frames."""
-        return 0 if self.store is None else self.store.latents(0).shape[1 + layout.index("F")]
+    def frames(self, family: Family, config: Mapping[str, Any]) -> int:
+        """Frames, in tokens, into which the video tokens fall; 0 without samples."""
+        return token_grid(config, *latent_size(family, self.arguments(0)))[0] if self.samples else 0
 
 
 class Blockwise:
@@ -54,7 +57,7 @@ class Blockwise:
         self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
         self.ranks, self.family = ranks, opened.family
         self.device = opened.pipe.transformer.device
-        self.frames = given.frames(self.family.layout)
+        self.frames = given.frames(self.family, opened.pipe.transformer.config)
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
         self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
         # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.

@@ -8,7 +8,7 @@ from tiny import make_inputs
 from tiny_families import FAMILIES, make_hunyuan, make_hunyuan_inputs
 from torch import nn
 
-from s2q.models import resolve
+from s2q.models import Family, resolve
 from s2q.models.attention import AttentionTap, received_attention
 from s2q.models.blocks import joined_tokens, record_calls, replay
 from s2q.models.families import COGVIDEOX, HUNYUAN_VIDEO
@@ -157,3 +157,61 @@ def test_the_order_of_joined_tokens_is_that_of_attention(name: str, monkeypatch:
         joined = (joined_tokens(family, changed) != joined_tokens(family, states)).any(dim=2)[0]
         assert int(moved.sum()) == 1
         assert torch.equal(moved, joined)
+
+
+def test_the_scale_that_the_model_gives_is_taken() -> None:
+    query, key = normal(1, 2, 5, 4), normal(1, 2, 5, 4, seed=1)
+    expected = (query @ key.mT * 0.1).softmax(-1).sum((1, 2))
+    assert torch.allclose(received_attention(query, key, scale=0.1), expected, rtol=1e-5)
+
+
+def test_queries_that_see_nothing_give_nothing_and_no_nan() -> None:
+    query, key = normal(1, 1, 4, 4), normal(1, 1, 4, 4, seed=1)
+    mask = torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    mask[..., 1, :] = False
+    assert float(received_attention(query, key, mask).sum()) == pytest.approx(3)
+
+
+class Attends(nn.Module):
+    """A block that calls attention as it is told to."""
+
+    def __init__(self, **how) -> None:
+        super().__init__()
+        self.attn1, self.how = nn.Identity(), how
+        self.attn1.forward = self.attend
+
+    def attend(self, hidden_states):
+        q = hidden_states.unsqueeze(1)
+        q = q.repeat(1, 4, 1, 1)
+        nn.functional.scaled_dot_product_attention(q, q[:, :2], q[:, :2], enable_gqa=True, **self.how)
+        return hidden_states
+
+    def forward(self, hidden_states):
+        return self.attn1(hidden_states)
+
+
+class Model(nn.Module):
+    """One such block."""
+
+    def __init__(self, **how) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Attends(**how)])
+
+    def forward(self, hidden_states):
+        return self.blocks[0](hidden_states)
+
+
+ATTENDS = Family("attends", "", ("Model",), ("blocks",), ("hidden_states",), ("hidden_states",), "attn1")
+
+
+def test_grouped_queries_are_counted_for_every_head() -> None:
+    received: dict[int, torch.Tensor] = {}
+    with AttentionTap(model := Model(), ATTENDS, received.__setitem__):
+        model(normal(1, 5, 8))
+    assert float(received[0].sum()) == pytest.approx(4 * 5)
+
+
+def test_causal_attention_is_refused_with_what_to_do() -> None:
+    model = Model(is_causal=True)
+    with pytest.raises(RuntimeError, match="without token weights"), AttentionTap(model, ATTENDS, lambda *_: None):
+        model(normal(1, 5, 8))

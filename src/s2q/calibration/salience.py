@@ -49,10 +49,12 @@ def patch_tokens(latents: Tensor, patch: tuple[int, int, int], layout: str) -> T
     """The latent as the transformer's patch embedding cuts it: [T, …] → [T, (F/p_t)·(h/p_h)·(w/p_w), C·p_t·p_h·p_w].
 
     Args:
-        latents: [T, F, C, h, w] or [T, C, F, h, w].
+        latents: [T, F, C, h, w], [T, C, F, h, w], or [T, S, C] of a pipeline that has cut them already.
         patch: frames, rows and columns of a patch.
-        layout: which of both, "FChw" or "CFhw".
+        layout: which of them, "FChw", "CFhw" or "SC".
     """
+    if layout == "SC":
+        return latents
     x = latents if layout == "CFhw" else latents.transpose(1, 2)
     for axis, size in zip((2, 4, 6), patch, strict=True):
         x = x.unflatten(axis, (-1, size))

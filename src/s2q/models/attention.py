@@ -14,28 +14,33 @@ from torch.overrides import TorchFunctionMode
 from s2q.models.family import Family
 
 
-def received_attention(query: Tensor, key: Tensor, mask: Tensor | None = None, chunk: int = 256) -> Tensor:
+def received_attention(
+    query: Tensor, key: Tensor, mask: Tensor | None = None, chunk: int = 256, scale: float | None = None
+) -> Tensor:
     """S_j = Σ_{h,i} A_{h,i,j}: what each token receives over all heads and queries. Sums to H · S_q.
 
-    The S × S map never exists: `chunk` queries are softmaxed at a time.
+    The S × S map never exists: `chunk` queries are softmaxed at a time. Queries that may see nothing give nothing.
 
     Args:
         query: [B, H, S_q, D].
         key: [B, H, S_k, D].
         mask: as `scaled_dot_product_attention` takes it, broadcastable to [B, H, S_q, S_k].
+        scale: of the scores; None is 1/√D.
 
     Returns:
         float32 [B, S_k].
     """
-    scale = 1 / math.sqrt(query.shape[-1])
-    keys = key.float().mT * scale
+    keys = key.float().mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     received = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
     for start in range(0, query.shape[2], chunk):
         scores = query[:, :, start : start + chunk].float() @ keys
         if mask is not None:
             rows = mask if mask.shape[-2] == 1 else mask[..., start : start + chunk, :]
             scores = scores.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else scores + rows
-        received += scores.softmax(dim=-1).sum(dim=(1, 2))
+        shares = scores.softmax(dim=-1)
+        if mask is not None:
+            shares = shares.nan_to_num(nan=0.0)  # rows that are masked throughout
+        received += shares.sum(dim=(1, 2))
     return received
 
 
@@ -92,6 +97,12 @@ class AttentionTap(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if function is nn.functional.scaled_dot_product_attention and self._active is not None:
-            named = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            self._parts.append(received_attention(named["query"], named["key"], named.get("attn_mask")))
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            named = dict(zip(names, args, strict=False)) | kwargs
+            query, key = named["query"], named["key"]
+            if named.get("is_causal"):
+                raise RuntimeError("causal self-attention cannot be read: choose a recipe without token weights")
+            if key.shape[1] != query.shape[1]:  # grouped queries
+                key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            self._parts.append(received_attention(query, key, named.get("attn_mask"), scale=named.get("scale")))
         return function(*args, **kwargs)

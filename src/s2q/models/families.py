@@ -104,6 +104,7 @@ LTX = register(
         self_attention="attn1",
         shared_inputs=(("attn1.to_q", "attn1.to_k", "attn1.to_v"), ("attn2.to_k", "attn2.to_v")),
         text_linears=("attn2.to_k", "attn2.to_v"),
+        layout="SC",
         text_width="caption_channels",
     )
 )
@@ -125,6 +126,7 @@ LTX2 = register(
             ("video_to_audio_attn.to_k", "video_to_audio_attn.to_v"),
         ),
         text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
+        layout="SC",
         text_width="caption_channels",
     )
 )
@@ -151,12 +153,14 @@ ALLEGRO = register(
         name="allegro",
         pipeline="AllegroPipeline",
         model_classes=("AllegroTransformer3DModel",),
+        layout="CFhw",
     )
 )
 LATTE = register(
     replace(
         LTX,
         name="latte",
+        layout="CFhw",
         pipeline="LattePipeline",
         model_classes=("LatteTransformer3DModel",),
         # The model runs them in turn, a spatial and a temporal one.
@@ -168,6 +172,7 @@ COSMOS = register(
     replace(
         LTX,
         name="cosmos",
+        layout="CFhw",
         pipeline="CosmosTextToWorldPipeline",
         model_classes=("CosmosTransformer3DModel",),
         modulation=("norm?.linear_1", "norm?.linear_2"),

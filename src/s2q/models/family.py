@@ -37,7 +37,8 @@ class Family:
     """Argument of the model that holds the noisy latents."""
     timestep: str = "timestep"
     layout: str = "CFhw"
-    """Order of channels, frames, height and width in the latents, after the batch."""
+    """Order of channels, frames, height and width in the latents, after the batch; SC where the pipeline has cut them into
+    tokens already, and passes num_frames, height and width beside them."""
     text_length: str | None = None
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"

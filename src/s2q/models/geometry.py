@@ -63,6 +63,14 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
     return -(-frames // patch[0]), height // patch[1], width // patch[2]
 
 
+def latent_size(family: Family, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Frames, height and width of the latents, from the arguments of a call of the transformer."""
+    if family.layout == "SC":
+        return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
+    shape = arguments[family.latents].shape
+    return shape[1 + family.layout.index("F")], shape[-2], shape[-1]
+
+
 def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int], call: Mapping[str, Any]) -> Geometry:
     """Sizes of the call `call` of a pipeline; what it leaves open is the pipeline's default, else the model's.
 
