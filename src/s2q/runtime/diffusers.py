@@ -6,12 +6,14 @@ from typing import Any
 
 import diffusers.quantizers.auto as auto
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
 from s2q.runtime.linear import QuantLinear, SharedInput
+from s2q.runtime.refusals import UnsupportedError, allow_again, refuse
 
 
 class Method(str, Enum):
@@ -97,12 +99,33 @@ class S2QQuantizer(DiffusersQuantizer):
             wrong += _differing_transforms(model, group)
         if wrong:
             raise CheckpointError("the checkpoint cannot be used: " + _some(wrong, "; "))
+        refuse(model)
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        for name in self.quantization_config.spec.scheme_of():
-            model.set_submodule(name, model.get_submodule(name).dequantize())
+        packed = {name: model.get_submodule(name) for name in self.quantization_config.spec.scheme_of()}
+        _check_can_dequantize(packed)
+        dtype = model.dtype
+        for name, linear in packed.items():
+            model.set_submodule(name, linear.dequantize(None if linear.bias is not None else dtype))
+        # diffusers leaves our configuration behind: saved with it, the folder could not be loaded again.
+        kept = {key: value for key, value in model.config.items() if key != "quantization_config"}
+        model._internal_dict = FrozenDict(kept)
+        allow_again(model)
         return model
+
+
+def _check_can_dequantize(linears: Mapping[str, nn.Module]) -> None:
+    """Refuse linears that are wrapped by an adapter, or whose tensors are not at hand."""
+    wrapped = [name for name, linear in linears.items() if not isinstance(linear, QuantLinear)]
+    if wrapped:
+        raise UnsupportedError(
+            f"dequantize() while adapters are attached to {_some(wrapped)}: remove them first (unload_lora_weights of "
+            "the pipeline, or delete_adapters), and load them again afterwards"
+        )
+    away = [name for name, linear in linears.items() if linear.weight_packed.is_meta]
+    if away:
+        raise UnsupportedError(f"dequantize() while {_some(away)} is offloaded: load the model without a device map")
 
 
 def swap_linears(model: nn.Module, spec: QuantizationSpec) -> None:
