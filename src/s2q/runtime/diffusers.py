@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import diffusers.quantizers.auto as auto
@@ -11,9 +13,10 @@ from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
+from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
 from s2q.runtime.linear import QuantLinear, SharedInput
 from s2q.runtime.refusals import UnsupportedError, allow_again, refuse
+from s2q.shards import check_loaded_files, damaged_floats, stored_checksums
 
 
 class Method(str, Enum):
@@ -47,6 +50,7 @@ class S2QQuantizer(DiffusersQuantizer):
     requires_calibration = True
     use_keep_in_fp32_modules = True
     is_compileable = True
+    _float_checksums: Mapping[str, str] = MappingProxyType({})
 
     @property
     def is_serializable(self) -> bool:
@@ -65,10 +69,22 @@ class S2QQuantizer(DiffusersQuantizer):
             raise CheckpointError(f"the checkpoint lacks {_some(sorted(missing_keys))}")
         return missing_keys
 
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        files = [Path(file) for file in checkpoint_files]
+        check_loaded_files(files)
+        self._float_checksums = stored_checksums(files[0].parent) if files else {}
+        return loaded_keys
+
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         names = [name for name, t in state_dict.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if names:
             raise CheckpointError(f"values that are not finite in {_some(names)}: the file is damaged")
+        names = damaged_floats(state_dict, self._float_checksums)
+        if names:
+            raise CheckpointError(
+                f"{_some(names)} do not match the checksums in {PROVENANCE_NAME}: the file is damaged, or another "
+                f"program wrote it anew (then remove {PROVENANCE_NAME})"
+            )
         return state_dict
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Tensor, param_name: str, *args, **kwargs) -> bool:

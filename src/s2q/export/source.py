@@ -1,0 +1,100 @@
+"""A quantized transformer folder, read and checked tensor by tensor without making a model of it."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec, SchemeSpec, check_linear
+from s2q.runtime.linear import QuantLinear
+from s2q.shards import damaged_floats, stored_checksums, weight_places
+
+
+@dataclass(frozen=True)
+class QuantizedFolder:
+    """What stands in a folder that `s2q quantize` wrote; tensors are read when asked for."""
+
+    folder: Path
+    config: dict[str, Any]
+    """`config.json`, without `quantization_config`."""
+    spec: QuantizationSpec
+    places: dict[str, Path]
+    """Name of each tensor → its file."""
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor, on the CPU."""
+        with safe_open(self.places[name], "pt") as file:
+            return file.get_tensor(name)
+
+    def kept(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and tensor of everything that does not belong to a quantized linear's codes (its bias is kept)."""
+        linears = self.spec.scheme_of()
+        for name in self.places:
+            owner, _, leaf = name.rpartition(".")
+            if owner not in linears or leaf == "bias":
+                yield name, self.tensor(name)
+
+    def packed(self, name: str) -> dict[str, Tensor]:
+        """The tensors of one quantized linear, by the names of `s2q.checkpoint`, without its bias."""
+        prefix = f"{name}."
+        found = (full.removeprefix(prefix) for full in self.places if full.startswith(prefix))
+        return {leaf: self.tensor(prefix + leaf) for leaf in found if leaf != "bias"}
+
+    def linear(self, name: str) -> QuantLinear:
+        """One quantized linear, as the runtime has it."""
+        tensors, bias = self.packed(name), f"{name}.bias" in self.places
+        rows, columns = tensors["weight_shape"].tolist()
+        linear = QuantLinear(columns, rows, bias, self.spec.scheme_of()[name], "meta")
+        if bias:
+            tensors["bias"] = self.tensor(f"{name}.bias")
+        for key, tensor in tensors.items():
+            linear._parameters[key] = torch.nn.Parameter(tensor, requires_grad=False)
+        return linear
+
+
+def open_folder(folder: Path) -> QuantizedFolder:
+    """Read the configuration and check every quantized linear, checksums included.
+
+    Raises:
+        CheckpointError: no such folder, not made by s2q, incomplete or damaged.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json: give the folder that s2q quantize wrote") from None
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / 'config.json'} holds no settings")
+    settings = config.pop("quantization_config", None)
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method != QUANT_METHOD:
+        what = f"quantized by {method}" if method else "not quantized"
+        raise CheckpointError(f"{folder} is {what}: give a folder that s2q quantize wrote")
+    spec = QuantizationSpec.parse({key: value for key, value in settings.items() if key != "quant_method"})
+    opened = QuantizedFolder(folder, config, spec, weight_places(folder))
+    wrong = []
+    for name, scheme in spec.scheme_of().items():
+        wrong += _check(opened, name, scheme)
+    expected = stored_checksums(folder)
+    for name, tensor in opened.kept():
+        if damaged_floats({name: tensor}, expected):
+            wrong.append(f"{name} does not match its checksum: the file is damaged")
+    if wrong:
+        more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+        raise CheckpointError(f"{folder} cannot be used: {'; '.join(wrong[:8])}{more}")
+    return opened
+
+
+def _check(opened: QuantizedFolder, name: str, scheme: SchemeSpec) -> list[str]:
+    tensors = opened.packed(name)
+    shape = tensors.get("weight_shape", torch.empty(0))
+    if shape.dtype != torch.int64 or shape.shape != (2,) or int(shape.min()) < 1:
+        return [f"{name}.weight_shape is missing or no shape"]
+    rows, columns = shape.tolist()
+    return check_linear(name, tensors, rows, columns, scheme)
