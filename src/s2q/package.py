@@ -17,7 +17,7 @@ from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.shards import float_checksum
-from s2q.storage import read_json, replacing_folder, write_json
+from s2q.storage import fingerprint, read_json, replacing_folder, write_json
 from s2q.version import VERSION
 from s2q.workspace import Workspace
 
@@ -82,7 +82,8 @@ def write_transformer(
     storage = _storage(replaced_bytes, elements, kept, quantized)
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
-    noted = {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
+    noted = {"config_fingerprint": fingerprint(config)}
+    noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
     versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
     with replacing_folder(out) as unfinished:
         save_torch_state_dict(

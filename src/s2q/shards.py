@@ -1,7 +1,8 @@
-"""The safetensors files of a checkpoint: which they may be, which tensor stands where, and what its floats should be."""
+"""The safetensors files of a checkpoint: which they may be, which tensor stands where, and what was noted of them."""
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME, CheckpointError, checksum
+from s2q.storage import fingerprint
 
 INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE_NAME = "diffusion_pytorch_model.safetensors"
@@ -66,47 +68,50 @@ def tensor_places(files: Sequence[Path]) -> dict[str, Path]:
     return places
 
 
-def check_loaded_files(files: Sequence[Path]) -> None:
-    """What diffusers is about to load, or has: files of one folder, each tensor once.
+@dataclass(frozen=True)
+class Notes:
+    """What `s2q quantize` noted beside the weights, to see damage that no other check sees; empty without a note."""
+
+    folder: Path | None = None
+    float_checksums: Mapping[str, str] = field(default_factory=dict)
+    """Name of each tensor that is not quantized → `float_checksum`."""
+    config_fingerprint: str | None = None
+    """`s2q.storage.fingerprint` of what `config.json` says."""
+
+    def damaged_floats(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of the tensors that are not what was noted."""
+        noted = self.float_checksums
+        return [name for name, t in tensors.items() if name in noted and float_checksum(name, t) != noted[name]]
+
+    def config_differs(self) -> bool:
+        """Whether `config.json` says something else than was noted."""
+        if self.folder is None or self.config_fingerprint is None:
+            return False
+        return fingerprint(json.loads((self.folder / "config.json").read_text("utf-8"))) != self.config_fingerprint
+
+
+def read_notes(folder: Path) -> Notes:
+    """The notes in the provenance of a transformer folder.
 
     Raises:
-        CheckpointError: a shard outside the folder of its index, or what `tensor_places` raises.
-    """
-    folders = {path.parent for path in files}
-    away = [path for path in files if "-of-" in path.name and not any(path.parent.glob("*.safetensors.index.json"))]
-    if len(folders) > 1 or away:
-        said = ", ".join(sorted(str(path) for path in away or files)[:8])
-        raise CheckpointError(f"the index of shards leads out of its folder, to {said}: do not trust this checkpoint")
-    tensor_places(files)
-
-
-def stored_checksums(folder: Path) -> dict[str, str]:
-    """Name of each float tensor → its checksum, as `s2q quantize` noted them beside the weights; empty without a note.
-
-    Raises:
-        CheckpointError: a note that cannot be read.
+        CheckpointError: they cannot be read.
     """
     path = folder / PROVENANCE_NAME
     if not path.is_file():
-        return {}
+        return Notes()
     try:
-        noted: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    checksums = noted.get("float_checksums", {}) if isinstance(noted, dict) else None
-    if not isinstance(checksums, dict):
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        checksums, config = data.get("float_checksums", {}), data.get("config_fingerprint")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(checksums, dict) or not isinstance(config, str | None):
         raise CheckpointError(f"{path} has no table of float_checksums: the file is damaged")
-    return checksums
+    return Notes(folder, checksums, config)
 
 
 def float_checksum(name: str, tensor: Tensor) -> str:
     """CRC-32 of one tensor that is not quantized."""
     return checksum({name: tensor})
-
-
-def damaged_floats(tensors: Mapping[str, Tensor], expected: Mapping[str, str]) -> list[str]:
-    """Names of the tensors that are not what was noted."""
-    return [n for n, tensor in tensors.items() if n in expected and float_checksum(n, tensor) != expected[n]]
 
 
 def _is_file_name(shard: Any) -> bool:

@@ -23,6 +23,7 @@ def replacing(path: Path):
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
+        _share(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -37,9 +38,18 @@ def replacing_folder(folder: Path):
     temporary.mkdir()
     try:
         yield temporary
+        for path in temporary.iterdir():
+            _share(path)
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _share(path: Path) -> None:
+    """Give a file the rights that any new file has: safetensors makes its files for the owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec, SchemeSpec, check_linear
+from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError, QuantizationSpec, SchemeSpec, check_linear
 from s2q.runtime.linear import QuantLinear
-from s2q.shards import damaged_floats, stored_checksums, weight_places
+from s2q.shards import read_notes, weight_places
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,11 @@ def open_folder(folder: Path) -> QuantizedFolder:
     wrong = []
     for name, scheme in spec.scheme_of().items():
         wrong += _check(opened, name, scheme)
-    expected = stored_checksums(folder)
+    notes = read_notes(folder)
+    if notes.config_differs():
+        wrong.append(f"config.json is not what {PROVENANCE_NAME} noted: it is damaged or was edited")
     for name, tensor in opened.kept():
-        if damaged_floats({name: tensor}, expected):
+        if notes.damaged_floats({name: tensor}):
             wrong.append(f"{name} does not match its checksum: the file is damaged")
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import diffusers.quantizers.auto as auto
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
 from s2q.runtime.linear import QuantLinear, SharedInput
 from s2q.runtime.refusals import UnsupportedError, allow_again, refuse
-from s2q.shards import check_loaded_files, damaged_floats, stored_checksums
+from s2q.shards import Notes, read_notes, tensor_places
 
 
 class Method(str, Enum):
@@ -50,7 +49,7 @@ class S2QQuantizer(DiffusersQuantizer):
     requires_calibration = True
     use_keep_in_fp32_modules = True
     is_compileable = True
-    _float_checksums: Mapping[str, str] = MappingProxyType({})
+    _notes = Notes()
 
     @property
     def is_serializable(self) -> bool:
@@ -71,15 +70,15 @@ class S2QQuantizer(DiffusersQuantizer):
 
     def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
         files = [Path(file) for file in checkpoint_files]
-        check_loaded_files(files)
-        self._float_checksums = stored_checksums(files[0].parent) if files else {}
+        tensor_places(files)  # diffusers keeps to plain names in the folder, but not to one file a tensor
+        self._notes = read_notes(files[0].parent) if files else Notes()
         return loaded_keys
 
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         names = [name for name, t in state_dict.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if names:
             raise CheckpointError(f"values that are not finite in {_some(names)}: the file is damaged")
-        names = damaged_floats(state_dict, self._float_checksums)
+        names = self._notes.damaged_floats(state_dict)
         if names:
             raise CheckpointError(
                 f"{_some(names)} do not match the checksums in {PROVENANCE_NAME}: the file is damaged, or another "
@@ -113,6 +112,8 @@ class S2QQuantizer(DiffusersQuantizer):
                 wrong += check_linear(name, tensors, linear.out_features, linear.in_features, scheme)
         for group in self.quantization_config.spec.shared_inputs:
             wrong += _differing_transforms(model, group)
+        if self._notes.config_differs():
+            wrong.append(f"config.json is not what {PROVENANCE_NAME} noted: damaged, or edited (then remove the note)")
         if wrong:
             raise CheckpointError("the checkpoint cannot be used: " + _some(wrong, "; "))
         refuse(model)
