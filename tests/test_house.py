@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"numerics"},
     "recipes": {"recipe"},
     "checkpoint": {"numerics"},
+    "card": {"checkpoint", "messages", "version"},
     "shards": {"checkpoint", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
     "models": {"demo"},  # the word `demo` in place of a folder

@@ -12,6 +12,7 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
+from s2q.card import CARD_NAME, model_card
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
@@ -96,6 +97,8 @@ def write_transformer(
         write_json(unfinished / "config.json", config)
         noted |= {"versions": versions, "storage": storage.to_dict()}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)
+        card = model_card(opened.source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
+        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
     return storage
 
 

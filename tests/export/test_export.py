@@ -135,6 +135,23 @@ def test_a_damaged_folder_is_not_exported(folder: Path, tmp_path: Path) -> None:
         open_folder(hostile)
 
 
+WITHOUT_NOTES = {
+    "missing": (lambda t: t.pop("proj_out.bias"), r"proj_out\.bias is missing"),
+    "renamed": (lambda t: t.update(extra=t.pop("proj_out.bias")), r"proj_out\.bias is missing.*extra is not part"),
+    "other shape": (lambda t: t.update({"proj_out.bias": torch.zeros(3)}), r"has shape \[3\]"),
+    "not finite": (lambda t: t["proj_out.bias"].fill_(float("inf")), "not finite"),
+}
+
+
+@pytest.mark.parametrize("damage", WITHOUT_NOTES)
+def test_float_tensors_are_checked_without_the_notes_too(damage: str, folder: Path, tmp_path: Path) -> None:
+    change, said = WITHOUT_NOTES[damage]
+    hostile = tampered(folder, tmp_path / "hostile", tensors=change)
+    (hostile / "s2q_provenance.json").unlink()
+    with pytest.raises(CheckpointError, match=said):
+        open_folder(hostile)
+
+
 def test_a_float_folder_is_no_source(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not quantized"):
         open_folder(tiny_pipeline / "transformer")

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import accelerate
+import diffusers
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -58,7 +60,7 @@ class QuantizedFolder:
 
 
 def open_folder(folder: Path) -> QuantizedFolder:
-    """Read the configuration and check every quantized linear, checksums included.
+    """Read the configuration and check every tensor, checksums included.
 
     Raises:
         CheckpointError: no such folder, not made by s2q, incomplete or damaged.
@@ -78,19 +80,46 @@ def open_folder(folder: Path) -> QuantizedFolder:
         raise CheckpointError(f"{folder} is {what}: give a folder that s2q quantize wrote")
     spec = QuantizationSpec.parse({key: value for key, value in settings.items() if key != "quant_method"})
     opened = QuantizedFolder(folder, config, spec, weight_places(folder))
-    wrong = []
-    for name, scheme in spec.scheme_of().items():
-        wrong += _check(opened, name, scheme)
     notes = read_notes(folder)
     if notes.config_differs():
-        wrong.append(f"config.json is not what {PROVENANCE_NAME} noted: it is damaged or was edited")
+        raise CheckpointError(f"{folder / 'config.json'} is not what {PROVENANCE_NAME} noted: damaged, or edited")
+    wrong = _misfits(opened)
+    for name, scheme in spec.scheme_of().items():
+        wrong += _check(opened, name, scheme)
     for name, tensor in opened.kept():
-        if notes.damaged_floats({name: tensor}):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            wrong.append(f"{name} has values that are not finite")
+        elif notes.damaged_floats({name: tensor}):
             wrong.append(f"{name} does not match its checksum: the file is damaged")
     if wrong:
         more = f" and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise CheckpointError(f"{folder} cannot be used: {'; '.join(wrong[:8])}{more}")
     return opened
+
+
+def _misfits(opened: QuantizedFolder) -> list[str]:
+    """What of the tensors that are not quantized does not fit the model of the configuration, by name and shape."""
+    name = opened.config.get("_class_name")
+    model_class = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(model_class, type) and issubclass(model_class, diffusers.ModelMixin)):
+        raise CheckpointError(f"config.json names the class {name!r}, which diffusers {diffusers.__version__} has not")
+    try:
+        with accelerate.init_empty_weights():
+            model = model_class.from_config(opened.config)
+    except Exception as error:  # a damaged setting can fail anywhere inside the class
+        raise CheckpointError(f"{name} cannot be made of config.json: {error!r}") from error
+    expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    for linear in opened.spec.scheme_of():
+        if expected.pop(f"{linear}.weight", None) is None:
+            return [f"{name} has no linear layer named {linear}"]
+    kept = {key: tensor.shape for key, tensor in opened.kept()}
+    wrong = [f"{key} is missing" for key in expected if key not in kept]
+    wrong += [f"{key} is not part of a {name}" for key in kept if key not in expected]
+    return wrong + [
+        f"{key} has shape {list(shape)}, expected {list(expected[key])}"
+        for key, shape in kept.items()
+        if key in expected and shape != expected[key]
+    ]
 
 
 def _check(opened: QuantizedFolder, name: str, scheme: SchemeSpec) -> list[str]:
