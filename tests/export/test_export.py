@@ -152,6 +152,20 @@ def test_float_tensors_are_checked_without_the_notes_too(damage: str, folder: Pa
         open_folder(hostile)
 
 
+def test_a_linear_that_the_model_does_not_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    hostile = tampered(folder, tmp_path / "hostile", config=lambda config: config.update(num_layers=1))
+    (hostile / "s2q_provenance.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no linear layer named transformer_blocks\.1"):
+        open_folder(hostile)
+
+
+def test_codes_of_another_width_are_refused(folder: Path, tmp_path: Path) -> None:
+    hostile = tampered(folder, tmp_path / "hostile", config=lambda config: config.update(time_embed_dim=24))
+    (hostile / "s2q_provenance.json").unlink()
+    with pytest.raises(CheckpointError, match=r"norm1\.linear\.weight_shape is not that of the model"):
+        open_folder(hostile)
+
+
 def test_a_float_folder_is_no_source(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not quantized"):
         open_folder(tiny_pipeline / "transformer")

@@ -98,7 +98,7 @@ def open_folder(folder: Path) -> QuantizedFolder:
 
 
 def _misfits(opened: QuantizedFolder) -> list[str]:
-    """What of the tensors that are not quantized does not fit the model of the configuration, by name and shape."""
+    """What does not fit the model of the configuration, by name and shape."""
     name = opened.config.get("_class_name")
     model_class = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(model_class, type) and issubclass(model_class, diffusers.ModelMixin)):
@@ -109,11 +109,15 @@ def _misfits(opened: QuantizedFolder) -> list[str]:
     except Exception as error:  # a damaged setting can fail anywhere inside the class
         raise CheckpointError(f"{name} cannot be made of config.json: {error!r}") from error
     expected = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    wrong = []
     for linear in opened.spec.scheme_of():
-        if expected.pop(f"{linear}.weight", None) is None:
-            return [f"{name} has no linear layer named {linear}"]
+        shape, key = expected.pop(f"{linear}.weight", None), f"{linear}.weight_shape"
+        if shape is None:
+            wrong.append(f"{name} has no linear layer named {linear}")
+        elif key in opened.places and opened.tensor(key).tolist() != list(shape):
+            wrong.append(f"{key} is not that of the model, {list(shape)}")
     kept = {key: tensor.shape for key, tensor in opened.kept()}
-    wrong = [f"{key} is missing" for key in expected if key not in kept]
+    wrong += [f"{key} is missing" for key in expected if key not in kept]
     wrong += [f"{key} is not part of a {name}" for key in kept if key not in expected]
     return wrong + [
         f"{key} has shape {list(shape)}, expected {list(expected[key])}"
