@@ -23,7 +23,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recipe": {"numerics"},
     "recipes": {"recipe"},
     "checkpoint": {"numerics"},
-    "runtime": {"checkpoint", "numerics"},
+    "card": {"checkpoint", "messages", "version"},
+    "shards": {"checkpoint", "storage"},
+    "runtime": {"checkpoint", "numerics", "shards"},
     "models": {"demo"},  # the word `demo` in place of a folder
     "calibration": {"models", "numerics", "recipe", "storage", "progress"},
     "quantization": {"models", "numerics", "recipe", "checkpoint", "runtime"},
@@ -40,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "twins",
         "workspace",
     },
+    "export": {"checkpoint", "runtime", "shards", "storage"},
     "prompts": {"models", "demo"},
 }
 # Beside torch and the standard library, what a room may take from outside.

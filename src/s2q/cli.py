@@ -1,4 +1,4 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare."""
+"""The command line: plan, quantize, generate, evaluate, run, compare, export."""
 
 import signal
 import sys
@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 
 from s2q.cli_compare import compare
+from s2q.cli_export import export
 from s2q.cli_options import (
     AestheticClipOption,
     AestheticOption,
@@ -58,6 +59,7 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(export)
 
 
 def main() -> None:

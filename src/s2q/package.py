@@ -1,8 +1,6 @@
 """Put the quantized blocks and the untouched rest together: an ordinary diffusers transformer folder."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +12,13 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
+from s2q.card import CARD_NAME, model_card
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
-from s2q.storage import read_json, write_json
+from s2q.shards import float_checksum
+from s2q.storage import fingerprint, read_json, replacing_folder, write_json
 from s2q.version import VERSION
 from s2q.workspace import Workspace
 
@@ -83,12 +83,10 @@ def write_transformer(
     storage = _storage(replaced_bytes, elements, kept, quantized)
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
+    noted = {"config_fingerprint": fingerprint(config)}
+    noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
     versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
+    with replacing_folder(out) as unfinished:
         save_torch_state_dict(
             kept | quantized,
             unfinished,
@@ -97,10 +95,10 @@ def write_transformer(
             metadata={"format": "pt"},
         )
         write_json(unfinished / "config.json", config)
-        write_json(unfinished / PROVENANCE_NAME, provenance | {"versions": versions, "storage": storage.to_dict()})
-        os.replace(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        noted |= {"versions": versions, "storage": storage.to_dict()}
+        write_json(unfinished / PROVENANCE_NAME, provenance | noted)
+        card = model_card(opened.source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
+        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
     return storage
 
 

@@ -2,16 +2,20 @@
 
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import diffusers.quantizers.auto as auto
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
-from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
+from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError, QuantizationSpec, check_linear
 from s2q.runtime.linear import QuantLinear, SharedInput
+from s2q.runtime.refusals import UnsupportedError, allow_again, refuse
+from s2q.shards import Notes, read_notes, tensor_places
 
 
 class Method(str, Enum):
@@ -45,6 +49,7 @@ class S2QQuantizer(DiffusersQuantizer):
     requires_calibration = True
     use_keep_in_fp32_modules = True
     is_compileable = True
+    _notes = Notes()
 
     @property
     def is_serializable(self) -> bool:
@@ -63,10 +68,22 @@ class S2QQuantizer(DiffusersQuantizer):
             raise CheckpointError(f"the checkpoint lacks {_some(sorted(missing_keys))}")
         return missing_keys
 
+    def maybe_update_loaded_keys(self, loaded_keys: list[str], checkpoint_files: list[str]) -> list[str]:
+        files = [Path(file) for file in checkpoint_files]
+        tensor_places(files)  # diffusers keeps to plain names in the folder, but not to one file a tensor
+        self._notes = read_notes(files[0].parent) if files else Notes()
+        return loaded_keys
+
     def maybe_update_state_dict(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         names = [name for name, t in state_dict.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if names:
             raise CheckpointError(f"values that are not finite in {_some(names)}: the file is damaged")
+        names = self._notes.damaged_floats(state_dict)
+        if names:
+            raise CheckpointError(
+                f"{_some(names)} do not match the checksums in {PROVENANCE_NAME}: the file is damaged, or another "
+                f"program wrote it anew (then remove {PROVENANCE_NAME})"
+            )
         return state_dict
 
     def check_if_quantized_param(self, model: nn.Module, param_value: Tensor, param_name: str, *args, **kwargs) -> bool:
@@ -95,14 +112,37 @@ class S2QQuantizer(DiffusersQuantizer):
                 wrong += check_linear(name, tensors, linear.out_features, linear.in_features, scheme)
         for group in self.quantization_config.spec.shared_inputs:
             wrong += _differing_transforms(model, group)
+        if self._notes.config_differs():
+            wrong.append(f"config.json is not what {PROVENANCE_NAME} noted: damaged, or edited (then remove the note)")
         if wrong:
             raise CheckpointError("the checkpoint cannot be used: " + _some(wrong, "; "))
+        refuse(model)
         return model
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
-        for name in self.quantization_config.spec.scheme_of():
-            model.set_submodule(name, model.get_submodule(name).dequantize())
+        packed = {name: model.get_submodule(name) for name in self.quantization_config.spec.scheme_of()}
+        _check_can_dequantize(packed)
+        dtype = model.dtype
+        for name, linear in packed.items():
+            model.set_submodule(name, linear.dequantize(None if linear.bias is not None else dtype))
+        # diffusers leaves our configuration behind: saved with it, the folder could not be loaded again.
+        kept = {key: value for key, value in model.config.items() if key != "quantization_config"}
+        model._internal_dict = FrozenDict(kept)
+        allow_again(model)
         return model
+
+
+def _check_can_dequantize(linears: Mapping[str, nn.Module]) -> None:
+    """Refuse linears that are wrapped by an adapter, or whose tensors are not at hand."""
+    wrapped = [name for name, linear in linears.items() if not isinstance(linear, QuantLinear)]
+    if wrapped:
+        raise UnsupportedError(
+            f"dequantize() while adapters are attached to {_some(wrapped)}: remove them first (unload_lora_weights of "
+            "the pipeline, or delete_adapters), and load them again afterwards"
+        )
+    away = [name for name, linear in linears.items() if linear.weight_packed.is_meta]
+    if away:
+        raise UnsupportedError(f"dequantize() while {_some(away)} is offloaded: load the model without a device map")
 
 
 def swap_linears(model: nn.Module, spec: QuantizationSpec) -> None:

@@ -138,6 +138,20 @@ class QuantLinear(nn.Linear):
 
         return make() if self.shared_input is None else self.shared_input.get(x, make)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        """Every `.to`, `.half`, `.cuda` comes here: scales, transforms and branches move, but are never cast.
+
+        Layerwise casting would otherwise round the scales to 8 bits; the bias, too, stays in at least 16.
+        """
+        quantized = {id(self._parameters[name]) for name in self.tensor_names}
+
+        def moved(tensor: Tensor) -> Tensor:
+            new = fn(tensor)
+            cast = new.dtype != tensor.dtype and (id(tensor) in quantized or new.itemsize < 2)
+            return tensor.to(new.device) if cast else new
+
+        return super()._apply(moved, recurse)
+
     def dequantize(self, dtype: torch.dtype | None = None) -> nn.Linear:
         """The float linear with the same weight, the transform undone; inputs are no longer quantized."""
         weight = float_weight(self.packed_weight(), self.in_features, self.low_rank())

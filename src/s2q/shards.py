@@ -1,0 +1,118 @@
+"""The safetensors files of a checkpoint: which they may be, which tensor stands where, and what was noted of them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from s2q.checkpoint import PROVENANCE_NAME, CheckpointError, checksum
+from s2q.storage import fingerprint
+
+INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
+SINGLE_NAME = "diffusion_pytorch_model.safetensors"
+
+
+def weight_places(folder: Path) -> dict[str, Path]:
+    """Name of each tensor in a transformer folder → the file that holds it.
+
+    Raises:
+        CheckpointError: no weights, an index that lies or leads out of the folder, a file that is missing or damaged.
+    """
+    index = folder / INDEX_NAME
+    if not index.is_file():
+        if not (folder / SINGLE_NAME).is_file():
+            raise CheckpointError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}")
+        return tensor_places([folder / SINGLE_NAME])
+    try:
+        promised = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(promised.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} is no index of shards: {error!r}") from None
+    outside = [str(shard) for shard in shards if not _is_file_name(shard)]
+    if outside:
+        raise CheckpointError(f"{index} leads out of its folder, to {', '.join(outside)}: do not trust this checkpoint")
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise CheckpointError(f"{folder} lacks {', '.join(missing)}: download or copy it again")
+    places = tensor_places([folder / shard for shard in shards])
+    wrong = sorted({name for name, shard in promised.items() if places.get(name, Path()).name != shard})
+    wrong += sorted(set(places) - set(promised))
+    if wrong:
+        raise CheckpointError(f"{index} and the files do not agree on {', '.join(wrong[:8])}")
+    return places
+
+
+def tensor_places(files: Sequence[Path]) -> dict[str, Path]:
+    """Name of each tensor in `files` → its file; only headers are read.
+
+    Raises:
+        CheckpointError: a file that is damaged or no safetensors, or a tensor that stands in two files.
+    """
+    places: dict[str, Path] = {}
+    for path in files:
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path} is no safetensors file: s2q reads no other (pickle could run code)")
+        try:
+            with safe_open(path, "pt") as file:
+                names = list(file.keys())
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        twice = sorted(set(names) & set(places))
+        if twice:
+            raise CheckpointError(f"{path.name} and {places[twice[0]].name} both hold {', '.join(twice[:8])}")
+        places |= dict.fromkeys(names, path)
+    return places
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What `s2q quantize` noted beside the weights, to see damage that no other check sees; empty without a note."""
+
+    folder: Path | None = None
+    float_checksums: Mapping[str, str] = field(default_factory=dict)
+    """Name of each tensor that is not quantized → `float_checksum`."""
+    config_fingerprint: str | None = None
+    """`s2q.storage.fingerprint` of what `config.json` says."""
+
+    def damaged_floats(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """Names of the tensors that are not what was noted."""
+        noted = self.float_checksums
+        return [name for name, t in tensors.items() if name in noted and float_checksum(name, t) != noted[name]]
+
+    def config_differs(self) -> bool:
+        """Whether `config.json` says something else than was noted."""
+        if self.folder is None or self.config_fingerprint is None:
+            return False
+        return fingerprint(json.loads((self.folder / "config.json").read_text("utf-8"))) != self.config_fingerprint
+
+
+def read_notes(folder: Path) -> Notes:
+    """The notes in the provenance of a transformer folder.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    path = folder / PROVENANCE_NAME
+    if not path.is_file():
+        return Notes()
+    try:
+        data: Any = json.loads(path.read_text(encoding="utf-8"))
+        checksums, config = data.get("float_checksums", {}), data.get("config_fingerprint")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(checksums, dict) or not isinstance(config, str | None):
+        raise CheckpointError(f"{path} has no table of float_checksums: the file is damaged")
+    return Notes(folder, checksums, config)
+
+
+def float_checksum(name: str, tensor: Tensor) -> str:
+    """CRC-32 of one tensor that is not quantized."""
+    return checksum({name: tensor})
+
+
+def _is_file_name(shard: Any) -> bool:
+    return isinstance(shard, str) and shard not in ("", ".", "..") and not set(shard) & {"/", "\\", "\0", ":"}
