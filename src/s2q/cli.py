@@ -241,7 +241,7 @@ def evaluate(
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, seed, {}, **more))
+    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
 
 
 @app.command()
@@ -281,5 +281,5 @@ def run(
     if not speaks():
         return
     compared = comparison_prompts(pipeline, clips, None)
-    report = evaluate_and_print(opened, out / "transformer", out, compared, seed, done.seconds)
+    report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
     write_summary(json_file, report)

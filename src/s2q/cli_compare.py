@@ -19,7 +19,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
-from s2q.cli_work import comparison_prompts, open_for
+from s2q.cli_work import comparison_prompts, open_for, say_if_fewer
 from s2q.messages import console
 
 
@@ -58,6 +58,7 @@ def compare(
     cells = grid(recipe or list(RECIPES), bits or ["W4A6"], seeds)
     given = comparison_prompts(pipeline, clips, prompts)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
+    say_if_fewer(given, clips)
     count = iter(range(1, len(cells) + 1))
 
     def tell(cell) -> None:

@@ -101,14 +101,17 @@ def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[
     """At most `clips` prompts to compare on: from the file, or bundled ones that nothing was calibrated on."""
     from s2q.prompts import evaluation_prompts, read_prompts
 
-    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
-    if len(given) < clips:
-        errors.print(f"{clips} clips asked for, but there are {len(given)} prompts: comparing those", highlight=False)
-    return given
+    return read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+
+
+def say_if_fewer(prompts: list[str], clips: int) -> None:
+    """Say that there are fewer prompts than the clips asked for, when nothing else is wrong any more."""
+    if len(prompts) < clips:
+        errors.print(f"{clips} clips asked for, but there are {len(prompts)} prompts: comparing those", highlight=False)
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], seed: int, seconds, **measures: Any
+    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
 ) -> dict[str, Any]:
     """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
     from s2q.assessment import evaluate as run_evaluate
@@ -116,6 +119,7 @@ def evaluate_and_print(
     from s2q.progress import terminal_progress
 
     quantized = load_transformer(folder, opened.pipe.transformer.dtype).to(opened.pipe.transformer.device)
+    say_if_fewer(prompts, asked)
     report = run_evaluate(
         opened,
         quantized,
