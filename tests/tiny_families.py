@@ -9,10 +9,13 @@ import tiny
 import torch
 from diffusers import (
     AutoencoderKLHunyuanVideo,
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
     HunyuanVideoTransformer3DModel,
+    LTXPipeline,
+    LTXVideoTransformer3DModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
@@ -27,6 +30,8 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
     T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
@@ -109,6 +114,65 @@ def make_hunyuan_inputs(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
         "timestep": torch.full((batch,), 500.0),
         "guidance": torch.full((batch,), 6000.0),
     }
+
+
+def make_ltx(**changes: Any) -> LTXVideoTransformer3DModel:
+    """Two blocks, 32 channels, weights from a fixed seed."""
+    torch.manual_seed(0)
+    config = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "cross_attention_dim": 32,
+        "caption_channels": 24,
+        "num_layers": 2,
+    }
+    return LTXVideoTransformer3DModel(**(config | changes)).eval()
+
+
+def make_ltx_inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
+    """Arguments of one call of `make_ltx()`: the latents are tokens already; the rows have texts of different lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([[5], [3]])[:batch]
+    return {
+        "hidden_states": torch.randn(batch, 2 * 4 * 4, 4, generator=generator),
+        "encoder_hidden_states": torch.randn(batch, TEXT_LENGTH, 24, generator=generator),
+        "encoder_attention_mask": (torch.arange(TEXT_LENGTH) < lengths).long(),
+        "timestep": torch.full((batch,), 500),
+        "num_frames": 2,
+        "height": 4,
+        "width": 4,
+    }
+
+
+def make_ltx_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_ltx` into `folder`."""
+    torch.manual_seed(1)
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in tiny.WORDS], extra_ids=0)
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = AutoencoderKLLTXVideo(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False, False),
+        patch_size=2,
+    )
+    pipe = LTXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=vae,
+        transformer=make_ltx(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+    pipe.save_pretrained(folder)
+    return folder
 
 
 def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
@@ -201,6 +265,15 @@ FAMILIES = {
         make_wan_pipeline,
         SIZE | {"max_sequence_length": TEXT_LENGTH},
         video_tokens=2 * 2 * 2,
+        text_tokens=0,
+        branches=2,
+    ),
+    "ltx": TinyFamily(
+        make_ltx,
+        make_ltx_inputs,
+        make_ltx_pipeline,
+        SIZE | {"max_sequence_length": TEXT_LENGTH},
+        video_tokens=2 * 4 * 4,
         text_tokens=0,
         branches=2,
     ),

@@ -5,7 +5,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from safetensors import safe_open
 from torch import nn
 
 from s2q.checkpoint import tensor_layout
-from s2q.models.family import Family, resolve
+from s2q.models.family import Family
 from s2q.models.geometry import Geometry, geometry, vae_factors
+from s2q.models.lookup import resolve
 from s2q.models.pipelines import weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
@@ -77,6 +78,9 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
     with torch.device("meta"):
         model = model_class.from_config(config)
     family = resolve(model)
+    index = folder / "model_index.json"
+    if index.is_file():
+        family = replace(family, pipeline=json.loads(index.read_text())["_class_name"])
     sizes = geometry(family, model.config, _factors(folder / "vae" / "config.json"), call)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     parameters = sum(math.prod(shape) for shape in shapes.values())
@@ -215,7 +219,8 @@ def _time_attention(width: int, rows: int, device: str) -> float:
 
 def _width(block: nn.Module, family: Family) -> int:
     """Channels of a token."""
-    return block.get_submodule(family.shared_inputs[0][0]).in_features
+    first = next(group[0] for group in family.groups(block) if not family.is_modulation(group[0]))
+    return block.get_submodule(first).in_features
 
 
 def _samples(recipe: Recipe) -> int:

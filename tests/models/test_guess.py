@@ -9,7 +9,7 @@ from torch import nn
 
 from s2q.models import resolve
 from s2q.models.blocks import record_calls, replay
-from s2q.models.family import guess
+from s2q.models.lookup import guess
 
 GUESSABLE = [
     tiny

@@ -75,9 +75,21 @@ def test_a_transformer_of_another_kind_is_refused_with_those_known(copy: Path) -
         locate(str(copy))
 
 
-def test_a_pipeline_that_wants_more_than_text_is_refused(copy: Path) -> None:
-    edit(copy / "model_index.json", lambda index: index.update(_class_name="CogVideoXImageToVideoPipeline"))
-    with pytest.raises(PipelineError, match=r"CogVideoXImageToVideoPipeline.*the class CogVideoXPipeline alone"):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CogVideoXImageToVideoPipeline", r"wants more than a prompt \(image\)"),
+        ("CogVideoXVideoToVideoPipeline", r"wants more than a prompt \(video\)"),
+        ("CogVideoXFunControlPipeline", r"wants more than a prompt \(control_video\)"),
+        ("WanAnimatePipeline", r"wants more than a prompt \(image, pose_video, face_video\)"),
+        ("CogView4Pipeline", "makes no video"),
+        ("HunyuanVideo15Pipeline", "does not say when a step ends"),
+        ("NoSuchPipeline", "this diffusers .* does not have"),
+    ],
+)
+def test_a_pipeline_that_cannot_be_called_with_a_prompt_alone_is_refused(name: str, said: str, copy: Path) -> None:
+    edit(copy / "model_index.json", lambda index: index.update(_class_name=name))
+    with pytest.raises(PipelineError, match=f"is a {name}, which {said}"):
         locate(str(copy))
 
 
@@ -95,8 +107,8 @@ def test_a_pipeline_of_two_transformers_is_refused(family_pipelines: dict[str, P
 def test_a_size_that_is_no_whole_number_of_patches_is_refused(
     name: str, open_family: Callable[..., OpenPipeline]
 ) -> None:
-    spatial = 4 if name == "cogvideox" else 8
-    with pytest.raises(PipelineError, match=rf"height 36 and width 35: .* multiples of {2 * spatial} pixels"):
+    multiple = 8 if name in ("cogvideox", "ltx") else 16
+    with pytest.raises(PipelineError, match=rf"height 36 and width 35: .* multiples of {multiple} pixels"):
         open_family(name, height=36, width=35)
     assert open_family(name, height=32, width=48).call["width"] == 48
 

@@ -135,7 +135,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number)."""
+    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number, tuple of numbers)."""
     family = opened.family
     steps, final = calls_by_step(opened, prompt, seed)
     for step, made in enumerate(steps):
@@ -159,7 +159,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         if isinstance(value, Tensor):
             kind = "arguments" if value.ndim and value.shape[0] == branches else "shared"
             tensors[f"{kind}.{name}"] = value
-        elif isinstance(value, tuple):
+        elif isinstance(value, tuple) and all(isinstance(item, Tensor) for item in value):
             tensors |= {f"shared.{name}.{index}": item for index, item in enumerate(value)}
         else:
             plain[name] = value
@@ -226,7 +226,9 @@ class TrajectoryStore:
 
         Only the rows asked for are read from disk.
         """
-        arguments: dict[str, Any] = dict(self._metadata(prompt)["arguments"])
+        plain = self._metadata(prompt)["arguments"]
+        # JSON has no tuples, and pipelines no lists, in what they give the transformer.
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
         with self._open(prompt) as file:
             latents = file.get_slice("latents")[step : step + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]

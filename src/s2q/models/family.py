@@ -1,14 +1,11 @@
 """What s2q knows of an architecture: a few lines of data."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,80 +104,11 @@ def register(family: Family) -> Family:
     return family
 
 
-def resolve(model: nn.Module | str) -> Family:
-    """The family of a model, or of a model's class name.
-
-    A model of a class that has no row is guessed at, see `guess`.
-
-    Raises:
-        ValueError: no family is known for it, nor can one be guessed.
-    """
-    model_class = model if isinstance(model, str) else type(model).__name__
-    if model_class in _REGISTRY:
-        return _REGISTRY[model_class]
-    if isinstance(model, nn.Module):
-        return register(guess(model))
-    raise ValueError(
-        f"{model_class} is not a video transformer that s2q knows. Known: {', '.join(sorted(_REGISTRY))}. "
-        "docs/architectures.md tells how to add one."
-    )
+def registered(model_class: str) -> Family | None:
+    """The family that is registered for a class name."""
+    return _REGISTRY.get(model_class)
 
 
-# What blocks of diffusers call the tensors that flow through them, and their self-attention.
-_STATES = ("hidden_states", "encoder_hidden_states")
-_SELF_ATTENTIONS = ("attn1", "attn", "self_attn", "attention")
-
-
-def guess(model: nn.Module) -> Family:
-    """A family for a transformer that s2q has no row for, with a warning that says what was guessed.
-
-    Raises:
-        ValueError: no list of blocks, or no self-attention in them.
-    """
-    name = type(model).__name__
-    lists = [
-        attribute
-        for attribute, child in model.named_children()
-        if isinstance(child, nn.ModuleList) and len(child) and not isinstance(child[0], nn.Linear) and _linears(child)
-    ]
-    if not lists:
-        raise ValueError(
-            f"{name} is not a video transformer that s2q knows, and has no list of blocks (an nn.ModuleList of modules "
-            "with linears) to guess from: docs/architectures.md tells how to add it"
-        )
-    blocks = [block for attribute in lists for block in getattr(model, attribute)]
-    attentions = [own for own in _SELF_ATTENTIONS if all(hasattr(block, own) for block in blocks)]
-    if not attentions:
-        raise ValueError(
-            f"{name} is not a video transformer that s2q knows, and the blocks of {', '.join(lists)} have no "
-            f"self-attention called {', '.join(_SELF_ATTENTIONS)}: docs/architectures.md tells how to add it"
-        )
-    # A text that blocks are given but do not pass on is for cross-attention, which is another module then.
-    crossed = any(hasattr(block, "attn2") for block in blocks)
-    states = _STATES[:1] if crossed else _STATES
-    text = ("attn2.to_k", "attn2.to_v") if crossed else ("attn*.add_?_proj", "attn*.to_add_out", "ff_context.*")
-    own = attentions[0]
-    made = Family(
-        name=name,
-        pipeline="DiffusionPipeline",
-        model_classes=(name,),
-        block_lists=tuple(lists),
-        states=states,
-        tokens=states,
-        self_attention=own,
-        shared_inputs=(tuple(f"{own}.to_{letter}" for letter in "qkv"),),
-        modulation=("norm*.linear*",),
-        text_linears=text,
-    )
-    _LOG.warning(
-        "s2q has no row for %s. Guessed: blocks in %s, %s flow from block to block, self-attention is %s",
-        name,
-        ", ".join(lists),
-        " and ".join(states),
-        own,
-    )
-    return made
-
-
-def _linears(module: nn.Module) -> bool:
-    return any(isinstance(child, nn.Linear) for child in module.modules())
+def known() -> list[str]:
+    """The class names that are registered."""
+    return sorted(_REGISTRY)

@@ -52,6 +52,11 @@ def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
     """
     parameters = inspect.signature(getattr(diffusers, config["_class_name"]).__init__).parameters
     whole = {name: parameter.default for name, parameter in parameters.items()} | dict(config)
+    if "spatio_temporal_scaling" in whole:  # LTX: one flag a stage, and patches of pixels before the first
+        halvings = 2 ** sum(whole["spatio_temporal_scaling"])
+        given = [whole.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial")]
+        temporal, spatial = given[0] or halvings * whole["patch_size_t"], given[1] or halvings * whole["patch_size"]
+        return int(temporal), int(spatial)
     temporal = whole.get("scale_factor_temporal") or whole.get("temporal_compression_ratio")
     spatial = whole.get("scale_factor_spatial") or whole.get("spatial_compression_ratio")
     return int(temporal), int(spatial or 2 ** (len(whole["block_out_channels"]) - 1))

@@ -4,7 +4,7 @@ import inspect
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
-from s2q.models.family import Family, patch_of, resolve
+from s2q.models.family import Family, patch_of
+from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
 DEMO = "demo"
+FRAMES = ("num_frames", "video_length")
+"""What pipelines call the length of the video that they make."""
 DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
 """The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
 
@@ -119,16 +122,11 @@ def _check_folder(path: Path) -> None:
         raise PipelineError(f"{index} is not valid JSON: {error}") from None
     if "transformer" not in parts:
         raise PipelineError(f"{path} ({parts.get('_class_name')}) has no transformer: s2q quantizes video transformers")
-    resolve_class = parts["transformer"][1]
+    _check_call(path, str(parts.get("_class_name")))
     try:
-        family = resolve(resolve_class)
-    except ValueError as error:
+        resolve_folder(path / "transformer", str(parts["transformer"][1]))
+    except (ValueError, OSError) as error:
         raise PipelineError(str(error)) from None
-    if parts.get("_class_name") != family.pipeline:
-        raise PipelineError(
-            f"{path} is a {parts.get('_class_name')}: with a {resolve_class}, s2q calls text-to-video pipelines of "
-            f"the class {family.pipeline} alone"
-        )
     if parts.get("transformer_2", [None])[0] is not None:
         raise PipelineError(f"{path} denoises with two transformers (transformer_2): s2q quantizes pipelines with one")
     wrong = []
@@ -137,6 +135,35 @@ def _check_folder(path: Path) -> None:
             wrong += _missing_files(path / name)
     if wrong:
         raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
+
+
+def _check_call(path: Path, name: str) -> None:
+    """Whether the pipeline makes a video of a prompt and nothing else."""
+    pipeline = getattr(diffusers, name, None)
+    if pipeline is None:
+        raise PipelineError(f"{path} is a {name}, which this diffusers ({diffusers.__version__}) does not have")
+    parameters = inspect.signature(pipeline.__call__).parameters
+    more = [
+        key
+        for key, parameter in parameters.items()
+        if key not in ("self", "prompt")
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    # Pipelines with an image were made for one, even where its default is none; those that change a video take its length.
+    length = any(key in parameters for key in FRAMES)
+    others = ("image",) if length else ("image", "video", "control_video")
+    more += [key for key in others if key in parameters and key not in more]
+    if not more and not length:
+        raise PipelineError(f"{path} is a {name}, which makes no video: its calls take none of {', '.join(FRAMES)}")
+    if "prompt" not in parameters or more:
+        raise PipelineError(
+            f"{path} is a {name}, which wants more than a prompt ({', '.join(more) or 'and takes none'}): s2q calls "
+            "text-to-video pipelines alone. A transformer that it shares with one of those can be quantized there, and "
+            "given to it with transformer="
+        )
+    if "callback_on_step_end" not in parameters:
+        raise PipelineError(f"{path} is a {name}, which does not say when a step ends (callback_on_step_end)")
 
 
 def _missing_files(component: Path) -> list[str]:
@@ -218,7 +245,8 @@ def open_pipeline(
     defaults = default_call(source, folder)
     _check_size(pipe, call)
     chosen = {name: value for name, value in call.items() if value is not None}
-    return OpenPipeline(source, folder, pipe, resolve(pipe.transformer), defaults | chosen, blocks)
+    family = replace(resolve(pipe.transformer), pipeline=type(pipe).__name__)
+    return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks)
 
 
 def _free_bytes(device: str) -> int:
@@ -226,7 +254,8 @@ def _free_bytes(device: str) -> int:
 
 
 def _check_size(pipe: DiffusionPipeline, call: Mapping[str, Any]) -> None:
-    spatial, patch = getattr(pipe, "vae_scale_factor_spatial", 8), patch_of(pipe.transformer.config)
+    ratios = (getattr(pipe, name, None) for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"))
+    spatial, patch = next((ratio for ratio in ratios if ratio), 8), patch_of(pipe.transformer.config)
     multiples = {"height": spatial * patch[1], "width": spatial * patch[2]}
     wrong = [name for name, multiple in multiples.items() if call.get(name) and call[name] % multiple]
     if wrong:
@@ -244,7 +273,7 @@ def default_call(source: str, folder: Path) -> dict[str, Any]:
         defaults |= GENERATION[DEMOS[source]]
     # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
     config = json.loads((folder / "transformer" / "config.json").read_text())
-    key = resolve(config["_class_name"]).text_length
+    key = resolve_folder(folder / "transformer", config["_class_name"]).text_length
     if key in config:
         defaults["max_sequence_length"] = config[key]
     return defaults
@@ -261,9 +290,9 @@ def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
     config = folder / "config.json"
     if not config.is_file():
         raise PipelineError(f"{folder} has no config.json, so it is not a transformer folder")
-    name = json.loads(config.read_text()).get("_class_name")
+    name = str(json.loads(config.read_text()).get("_class_name"))
     try:
-        resolve(name)
+        resolve_folder(folder, name)
     except ValueError as error:
         raise PipelineError(f"{folder}: {error}") from None
     return getattr(diffusers, name).from_pretrained(folder, dtype=dtype)

@@ -17,7 +17,8 @@ from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from s2q.models.family import Family, resolve
+from s2q.models.family import Family
+from s2q.models.lookup import resolve
 
 # Share of the free memory that a transformer may take before its blocks are left on disk.
 COMFORTABLE = 0.4

@@ -1,0 +1,79 @@
+"""Fills the tables of docs/results.md from benchmarks/results: no figure there is typed by hand.
+
+    python benchmarks/results_page.py          # write
+    python benchmarks/results_page.py --check  # status 1 if the page says anything else than the results
+
+What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
+PSNR first, and the command that made it.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path("benchmarks/results")
+PAGE = Path("docs/results.md")
+PLACE = re.compile(r"<!-- (?P<file>[\w.-]+) (?P<bits>W\dA\d+) -->\n.*?<!-- end -->", re.DOTALL)
+COLUMNS = {
+    "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
+    "ssim": ("SSIM", "{:.3f}", 1.0),
+    "latent_relative_mse": ("error of the latents", "{:.4f}", 1.0),
+    "latent_error_early": ("early steps", "{:.1e}", 1.0),
+    "latent_error_late": ("late steps", "{:.1e}", 1.0),
+    "motion_ratio": ("motion ratio", "{:.2f}", 1.0),
+    "readback_motion": ("read-back: motion", "{:.0f} %", 100.0),
+    "readback_shape": ("shape", "{:.0f} %", 100.0),
+}
+
+
+def table(made: Mapping[str, Any], bits: str) -> str:
+    """The rows of a summary at one setting of bits, as Markdown, and its command."""
+    rows = sorted((r for r in made["rows"] if r["bits"] == bits), key=lambda row: -row["mean"]["psnr_db"])
+    heads = [head for head, _, _ in COLUMNS.values()]
+    lines = [
+        f"| {bits} | seeds | MB | {' | '.join(heads)} | against the best as small |",
+        "|---" * (len(heads) + 4) + "|",
+    ]
+    full = rows[0]["against_full_precision"]
+    cells = [form.format(full[n]["float"] * unit) if n in full else "" for n, (_, form, unit) in COLUMNS.items()]
+    lines.append(f"| *full precision* | | | {' | '.join(cells)} | |")
+    for row in rows:
+        cells = [form.format(row["mean"][name] * unit) for name, (_, form, unit) in COLUMNS.items()]
+        spread = row["std"]["psnr_db"]
+        if spread is not None:
+            cells[0] += f" ± {spread:.1f}"
+        rival = row["against_best_rival"].get("psnr_db")
+        against = "" if rival is None else f"{rival['difference']:+.1f} dB, `{rival['variant']}`, p = {rival['p']:.0e}"
+        size = f"{row['quantized_bytes'] / 1e6:.2f}"
+        lines.append(f"| `{row['variant']}` | {row['seeds']} | {size} | {' | '.join(cells)} | {against} |")
+    return "\n".join(lines) + f"\n\n{made['clips']} clips. `{made['command']}`\n"
+
+
+def filled(text: str) -> str:
+    """The page with every table as the results have it."""
+
+    def fill(match: re.Match) -> str:
+        made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
+        return f"<!-- {match['file']} {match['bits']} -->\n\n{table(made, match['bits'])}\n<!-- end -->"
+
+    return PLACE.sub(fill, text)
+
+
+def main() -> None:
+    """Write the page, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, tell by the exit status")
+    check = parser.parse_args().check
+    text = PAGE.read_text(encoding="utf-8")
+    if check and filled(text) != text:
+        sys.exit(f"{PAGE} is not what {RESULTS} says: run python benchmarks/results_page.py")
+    if not check:
+        PAGE.write_text(filled(text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
