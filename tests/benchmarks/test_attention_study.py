@@ -1,8 +1,8 @@
 """The study of attention on the tiny pipeline: what it counts and draws, not what it finds."""
 
-import importlib.util
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +14,10 @@ from tiny import PROMPTS, TEXT_LENGTH
 from s2q.models.pipelines import OpenPipeline
 from s2q.quantization.tokens import received_by_block
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "attention.py"
 
-
-@pytest.fixture(scope="module")
-def attention() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("attention_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def attention(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("attention")
 
 
 def test_shares_of_known_attention(attention: ModuleType) -> None:

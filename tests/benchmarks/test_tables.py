@@ -1,7 +1,6 @@
 """The paper's tables: every variant they name can be had, and every method is in them."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -9,15 +8,10 @@ import pytest
 from s2q.comparison.cells import grid
 from s2q.recipes import RECIPES, get_recipe
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tables.py"
 
-
-@pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def tables(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("tables")
 
 
 def test_every_variant_of_every_table_can_be_had(tables: ModuleType) -> None:

@@ -1,0 +1,38 @@
+"""The page of results says what the results say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def results_page(script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.chdir(ROOT)
+    return script("results_page")
+
+
+def test_the_committed_page_is_what_the_committed_results_say(results_page: ModuleType) -> None:
+    text = results_page.PAGE.read_text(encoding="utf-8")
+    assert results_page.filled(text) == text, "run python benchmarks/results_page.py"
+
+
+def test_every_table_names_the_command_that_made_it(results_page: ModuleType) -> None:
+    text = results_page.PAGE.read_text(encoding="utf-8")
+    places = list(results_page.PLACE.finditer(text))
+    assert len(places) >= 4
+    for place in places:
+        made = json.loads((results_page.RESULTS / f"{place['file']}.json").read_text())
+        assert made["command"] in place[0]
+
+
+def test_a_changed_figure_is_noticed(results_page: ModuleType) -> None:
+    text = results_page.PAGE.read_text(encoding="utf-8")
+    place = next(results_page.PLACE.finditer(text))
+    forged = text.replace(place[0], place[0].replace("| 3 |", "| 4 |"))
+    assert forged != text
+    assert results_page.filled(forged) == text
