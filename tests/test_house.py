@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "export": {"checkpoint", "runtime", "shards", "storage"},
     "prompts": {"models", "demo"},
+    "bench": {"checkpoint", "numerics", "runtime"},
 }
 # Beside torch and the standard library, what a room may take from outside.
 ONLY_TORCH = {"numerics": {"torch"}}

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
 from s2q.cli_options import (
@@ -59,6 +60,7 @@ app = typer.Typer(
 
 
 app.command()(compare)
+app.command()(bench)
 app.command()(export)
 
 

@@ -1,0 +1,66 @@
+"""The command `s2q bench`."""
+
+import platform
+import shlex
+import sys
+from typing import Annotated
+
+import typer
+
+from s2q.cli_options import BitsOption, DeviceOption, JsonOption
+from s2q.cli_work import chosen_device, write_summary
+from s2q.messages import console
+
+
+def bench(
+    bits: BitsOption = "W4A6",
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Whose widths; repeat it. Default: all that are known.")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option("--tokens", help="M; repeat it. Default: 256, 1024.", min=1)
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Timed calls of each.", min=1)] = 7,
+    threads: Annotated[int | None, typer.Option("--threads", help="Default: torch's own choice.", min=1)] = None,
+    device: DeviceOption = None,
+    ops: Annotated[bool, typer.Option("--ops", help="Only tell what computes each part here, and why.")] = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Time the quantized linear against float32 and bfloat16 on this machine, interleaved in one process."""
+    import torch
+
+    from s2q.bench import SHAPES, backends, rows_of
+    from s2q.recipe import Bits
+
+    wanted = Bits.parse(bits)
+    if wanted.act is None:
+        raise ValueError(f"{bits} leaves activations in floating point: there is no integer product to time")
+    unknown = sorted(set(model or ()) - SHAPES.keys())
+    if unknown:
+        raise ValueError(f"unknown model {', '.join(unknown)}: known are {', '.join(SHAPES)}")
+    chosen = chosen_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    for part, backend in backends(torch.device(chosen), wanted.weight, 1920, 1920).items():
+        console.print(f"{part}: {backend}", markup=False, highlight=False)
+    if ops:
+        return
+    rows = []
+    for row in rows_of(model or list(SHAPES), tokens or [256, 1024], wanted.weight, wanted.act, chosen, repeats):
+        if not rows:
+            heads = ["model", "K → N", "M", *row["ratios"]]
+            console.print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|", markup=False, highlight=False)
+        ratios = " | ".join(f"{ratio:.2f}×" for ratio in row["ratios"].values())
+        line = f"| {row['model']} | {row['k']} → {row['n']} | {row['m']} | {ratios} |"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        rows.append(row)
+    made = {
+        "command": "s2q " + shlex.join(sys.argv[1:]),
+        "bits": bits,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "rows": rows,
+    }
+    write_summary(json_file, made)

@@ -1,0 +1,61 @@
+"""`s2q bench` times what it says, tells who computes, and refuses what it cannot time."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from processes import run_s2q
+
+from s2q import bench
+from s2q.runtime.native import library
+
+
+def test_it_prints_a_row_for_each_shape_and_writes_what_it_prints(tmp_path: Path) -> None:
+    options = ["--model", "demo", "--tokens", 16, "--tokens", 32, "--repeats", 1, "--threads", 1]
+    done = run_s2q(["bench", *options, "--json", tmp_path / "bench.json"], tmp_path / "logs")
+    assert done.status == 0, done.err
+    made = json.loads((tmp_path / "bench.json").read_text())
+    assert [(row["k"], row["n"], row["m"]) for row in made["rows"]] == [
+        (*shape, rows) for shape in bench.SHAPES["demo"] for rows in (16, 32)
+    ]
+    assert made["threads"] == 1
+    for row in made["rows"]:
+        seconds = row["median_seconds"]
+        assert min(seconds.values()) > 0
+        assert row["ratios"]["over bfloat16"] == pytest.approx(seconds["bfloat16"] / seconds["quantized bfloat16"])
+        assert f"{row['ratios']['over float32']:.2f}×" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--bits", "W4A16"], "W4A16 leaves activations in floating point"),
+        (["--model", "Flux"], "unknown model Flux: known are CogVideoX-2B"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run_s2q(["bench", *options], tmp_path)
+    assert done.status == 2
+    assert said in done.err
+
+
+def test_ops_alone_tells_who_computes_and_times_nothing(tmp_path: Path) -> None:
+    done = run_s2q(["bench", "--ops"], tmp_path)
+    assert done.status == 0
+    assert "product: torch._int_mm" in done.out
+    assert "×" not in done.out
+
+
+def test_the_reason_for_the_slower_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "_load", lambda: "not built")
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
+    told = bench.backends(torch.device("cpu"), 8, 64, 64)
+    assert told["quantize, unpack, scale"] == "plain torch: native code not built"
+    assert "without VNNI" in told["product"]
+
+
+def test_candidates_take_turns() -> None:
+    calls: list[str] = []
+    bench.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * (bench.WARM_UP + 3)
