@@ -232,6 +232,8 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     weights = token_weights(received[block], objective["lambda_min"], objective["lambda_max"])[-1]
     grid = token_grid(transformer.config, *latent_size(family, arguments))
     count = math.prod(grid)
+    if count > len(weights):  # attention within frames, or along time, alone: no block sees a whole clip
+        return None
     video = (weights[:count] if family.tokens[0] == family.states[0] else weights[-count:]).reshape(grid)
     chosen = np.linspace(0, len(twin.reference) - 1, grid[0]).round().astype(int)
     return TokenWeightFigure(

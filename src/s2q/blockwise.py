@@ -144,5 +144,6 @@ class Blockwise:
             weights,
             self.given.samples[k].step / self.opened.steps,
             self.frames,
-            self.opened.guidance_scale,
+            # Rows that hold frames or places beside branches (Latte) do not alternate: there are no pairs to combine.
+            self.opened.guidance_scale if len(target) == 2 else None,
         )

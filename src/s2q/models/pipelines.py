@@ -246,6 +246,8 @@ def open_pipeline(
     _check_size(pipe, call)
     chosen = {name: value for name, value in call.items() if value is not None}
     family = replace(resolve(pipe.transformer), pipeline=type(pipe).__name__)
+    if family.tiled_vae:
+        pipe.vae.enable_tiling()
     return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks)
 
 
