@@ -223,7 +223,7 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     objective = recipe.get("objective", {})
     if not objective.get("token_weights"):
         return None
-    transformer, family = opened.pipe.transformer, opened.family
+    transformer, family = opened.transformer, opened.family
     steps, _ = calls_by_step(opened, twin.prompt, twin.seed)
     arguments = as_one_call(steps[len(steps) // 2], family)
     received = received_by_block(transformer, family, to_device(arguments, transformer.device))

@@ -66,8 +66,15 @@ def record_trajectories(
 
 
 def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent."""
+    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent.
+
+    Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
+
+    Raises:
+        PipelineError: it is not called at all.
+    """
     steps: list[list[Call]] = [[]]
+    left: list[Tensor] = []
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
@@ -75,10 +82,12 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
         steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if steps[-1] and "latents" in tensors:
+            left[:] = [tensors["latents"]]
         steps.append([])
         return tensors
 
-    handle = opened.pipe.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
+    handle = opened.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
     try:
         final = opened.pipe(
             prompt,
@@ -90,7 +99,10 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
         )[0]
     finally:
         handle.remove()
-    return steps[:-1], final.cpu()
+    served = [calls for calls in steps[:-1] if calls]
+    if not served:
+        raise PipelineError(f"{opened.part} is called in none of the {len(steps) - 1} steps: take more steps")
+    return served, (final if len(served) == len(steps) - 1 else left[0]).cpu()
 
 
 def as_one_call(calls: Sequence[Call], family: Family) -> Call:
