@@ -63,6 +63,9 @@ def _check_call(path: Path, name: str) -> None:
     pipeline = getattr(diffusers, name, None)
     if pipeline is None:
         raise PipelineError(f"{path} is a {name}, which this diffusers ({diffusers.__version__}) does not have")
+    packages = getattr(pipeline, "_backends", None)
+    if packages:  # a stand-in, which diffusers has in the place of a class whose packages are missing
+        raise PipelineError(f"{path} is a {name}, for which diffusers wants these installed: {', '.join(packages)}")
     parameters = inspect.signature(pipeline.__call__).parameters
     more = [
         key
