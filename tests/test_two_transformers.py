@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
-from tiny import PROMPTS, cheap
+from processes import run_s2q
+from tiny import CHEAP, PROMPTS, cheap
 from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 
 from s2q.assessment import evaluate
@@ -102,3 +103,19 @@ def test_a_folder_of_the_second_without_weights_is_incomplete(folder: Path, tmp_
     (copy / "transformer_2" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(PipelineError, match="transformer_2 has no weights"):
         open_pipeline(str(copy), part="transformer")
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "s2q_vdit"])
+def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, folder: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "low"
+    prompts.write_text("\n".join(PROMPTS))
+    sets = [word for change in CHEAP for word in ("--set", change)] if recipe != "rtn" else []
+    size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
+    arguments = ["quantize", folder, "--recipe", recipe, "--prompts", prompts, *sets, *size, "-o", out]
+    finished = run_s2q(arguments, tmp_path / "logs")
+    assert finished.status != 0
+    assert "two transformers" in " ".join(finished.err.split())
+    finished = run_s2q([*arguments, "--part", "transformer_2"], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    made = WanTransformer3DModel.from_pretrained(out).proj_out.weight
+    assert torch.equal(made, WanTransformer3DModel.from_pretrained(folder / "transformer_2").proj_out.weight)

@@ -128,7 +128,7 @@ def test_a_pipeline_whose_packages_are_missing_is_refused_with_their_names(
         _backends = ("torch", "opencv")
 
     monkeypatch.setattr(diffusers, "CogVideoXPipeline", StandIn)
-    with pytest.raises(PipelineError, match="CogVideoXPipeline, for which .* installed: torch, opencv"):
+    with pytest.raises(PipelineError, match=r"CogVideoXPipeline, for which .* installed: torch, opencv"):
         locate(str(copy))
 
 
