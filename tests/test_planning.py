@@ -125,6 +125,48 @@ RELEASED = {
         {"true_cfg_scale": 6.0, "negative_prompt": "blurred", "max_sequence_length": 128},
         ((33, 90, 160), 118_800, 118_800 + 128, 2),
     ),
+    "CogVideoX1.5-5B": (
+        COGVIDEOX_5B | {"patch_size_t": 2, "sample_frames": 81, "sample_height": 300, "sample_width": 300},
+        {"_class_name": "AutoencoderKLCogVideoX"},
+        {"height": 768, "width": 1360},
+        ((21, 96, 170), 11 * 48 * 85, 11 * 48 * 85 + 226, 2),  # 21 frames fill eleven patches of two
+    ),
+    "LTX by default": (
+        {"_class_name": "LTXVideoTransformer3DModel"},
+        {"_class_name": "AutoencoderKLLTXVideo"},
+        {},
+        ((21, 16, 22), 7_392, 7_392, 2),
+    ),
+    "Wan2.1-VACE-14B": (
+        {"_class_name": "WanVACETransformer3DModel"},
+        WAN_VAE,
+        {},
+        ((21, 60, 104), 32_760, 32_760, 2),
+    ),
+    "SkyReels-V2 by default": (
+        {"_class_name": "SkyReelsV2Transformer3DModel"},
+        WAN_VAE,
+        {},
+        ((25, 68, 120), 51_000, 51_000, 2),
+    ),
+    "Mochi by default": (
+        {"_class_name": "MochiTransformer3DModel"},
+        {"_class_name": "AutoencoderKLMochi"},
+        {"num_inference_steps": 50},
+        ((4, 60, 106), 6_360, 6_360 + 256, 2),
+    ),
+    "Allegro by default": (
+        {"_class_name": "AllegroTransformer3DModel"},
+        {"_class_name": "AutoencoderKLAllegro"},
+        {"num_inference_steps": 50},
+        ((22, 90, 160), 79_200, 79_200, 2),
+    ),
+    "Latte by default": (
+        {"_class_name": "LatteTransformer3DModel", "patch_size": 2, "sample_size": 64},
+        {"_class_name": "AutoencoderKL", "block_out_channels": [128, 256, 512, 512]},
+        {},
+        ((16, 64, 64), 16_384, 16_384, 2),
+    ),
 }
 
 

@@ -223,7 +223,7 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     objective = recipe.get("objective", {})
     if not objective.get("token_weights"):
         return None
-    transformer, family = opened.pipe.transformer, opened.family
+    transformer, family = opened.transformer, opened.family
     steps, _ = calls_by_step(opened, twin.prompt, twin.seed)
     arguments = as_one_call(steps[len(steps) // 2], family)
     received = received_by_block(transformer, family, to_device(arguments, transformer.device))
@@ -232,6 +232,8 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     weights = token_weights(received[block], objective["lambda_min"], objective["lambda_max"])[-1]
     grid = token_grid(transformer.config, *latent_size(family, arguments))
     count = math.prod(grid)
+    if count > len(weights):  # attention within frames, or along time, alone: no block sees a whole clip
+        return None
     video = (weights[:count] if family.tokens[0] == family.states[0] else weights[-count:]).reshape(grid)
     chosen = np.linspace(0, len(twin.reference) - 1, grid[0]).round().astype(int)
     return TokenWeightFigure(

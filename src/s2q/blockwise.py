@@ -56,8 +56,8 @@ class Blockwise:
     ):
         self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
         self.ranks, self.family = ranks, opened.family
-        self.device = opened.pipe.transformer.device
-        self.frames = given.frames(self.family, opened.pipe.transformer.config)
+        self.device = opened.transformer.device
+        self.frames = given.frames(self.family, opened.transformer.config)
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
         self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
         # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.
@@ -70,7 +70,7 @@ class Blockwise:
 
     def run(self, progress: Progress) -> None:
         """Calibrate all blocks of this rank that are not done yet."""
-        blocks = self.family.blocks(self.opened.pipe.transformer)
+        blocks = self.family.blocks(self.opened.transformer)
         steps = 0
         if self.recipe.trains:
             steps = self.recipe.optim.epochs * -(-len(self.given.samples) // self.recipe.optim.batch_size)
@@ -98,7 +98,7 @@ class Blockwise:
     def _record(self) -> None:
         for k in range(len(self.given.samples)):
             arguments = to_device(self.given.arguments(k), self.device)
-            recorded = record_calls(self.opened.pipe.transformer, self.family, arguments)
+            recorded = record_calls(self.opened.transformer, self.family, arguments)
             self.entering[k] = recorded.first
             self.sides.append(recorded.sides)
             for index, states in recorded.restarts.items():
@@ -144,5 +144,6 @@ class Blockwise:
             weights,
             self.given.samples[k].step / self.opened.steps,
             self.frames,
-            self.opened.guidance_scale,
+            # Rows that hold frames or places beside branches (Latte) do not alternate: there are no pairs to combine.
+            self.opened.guidance_scale if len(target) == 2 else None,
         )

@@ -29,6 +29,12 @@ StreamOption = Annotated[
         help="Keep the transformer's blocks on disk, one in memory at a time; same bits. Default: if memory is short.",
     ),
 ]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part", metavar="transformer|transformer_2", help="Which one, where a pipeline has two (Wan 2.2 A14B)."
+    ),
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
 ClipModelOption = Annotated[
     Path | None, typer.Option("--clip", help="A CLIP folder, for CLIPSIM and CLIP-Temp; see docs/measures.md.")

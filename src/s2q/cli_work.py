@@ -118,7 +118,7 @@ def evaluate_and_print(
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
-    quantized = load_transformer(folder, opened.pipe.transformer.dtype).to(opened.pipe.transformer.device)
+    quantized = load_transformer(folder, opened.transformer.dtype).to(opened.transformer.device)
     say_if_fewer(prompts, asked)
     report = run_evaluate(
         opened,

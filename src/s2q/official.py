@@ -46,7 +46,7 @@ def vbench_scores(
     """
     settings = {"seed": seed, "fps": fps, "prompts": fingerprint(official.prompts), "version": official.version}
     Workspace.open(folder, {**made_with, **settings})
-    sides = {"quantized": quantized} if quantized_only else {"float": opened.pipe.transformer, "quantized": quantized}
+    sides = {"quantized": quantized} if quantized_only else {"float": opened.transformer, "quantized": quantized}
     scores = {}
     for side, transformer in sides.items():
         _make_videos(opened, transformer, official, folder / side / "videos", seed, fps, progress, side)

@@ -69,7 +69,7 @@ def write_transformer(
 
     The float tensors that are kept are copied from the pipeline's own files, so they stay bit for bit what they were.
     """
-    source = opened.folder / "transformer"
+    source = opened.folder / opened.part
     config = json.loads((source / "config.json").read_text())
     quantized, spec = _collect(opened, recipe, workspace)
     weights = {f"{name}.weight" for name in spec.scheme_of()}
@@ -114,7 +114,7 @@ def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tupl
     tensors: dict[str, Tensor] = {}
     shared: list[tuple[str, ...]] = []
     schemes: dict[str, tuple[SchemeSpec, dict[str, str], dict[str, tuple[int, int]]]] = {}
-    for index, (block_name, _) in enumerate(opened.family.blocks(opened.pipe.transformer)):
+    for index, (block_name, _) in enumerate(opened.family.blocks(opened.transformer)):
         groups = workspace.block_metadata(index)["groups"]
         shared += [tuple(f"{block_name}.{name}" for name in group) for group in groups if len(group) > 1]
         for name, named in workspace.read_block(index).items():

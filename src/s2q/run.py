@@ -16,7 +16,8 @@ from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models.blocks import first_call, modality_slices, to_device
-from s2q.models.pipelines import OpenPipeline, weight_files
+from s2q.models.folder import PARTS, weight_files
+from s2q.models.pipelines import OpenPipeline
 from s2q.package import Storage, check_output, write_transformer
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, weights_by_part
@@ -57,13 +58,14 @@ def settings(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed:
     """Everything the result depends on."""
     return {
         "pipeline": opened.source,
-        "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / "transformer")},
+        "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / opened.part)},
         "recipe": recipe.model_dump(mode="json"),
         "prompts": list(prompts) if recipe.needs_samples else [],
         "call": opened.call,
         "seed": seed,
-        "dtype": str(opened.pipe.transformer.dtype),
-        "device": opened.pipe.transformer.device.type,
+        "dtype": str(opened.transformer.dtype),
+        "device": opened.transformer.device.type,
+        **({"part": opened.part} if opened.part != PARTS[0] else {}),
     }
 
 
@@ -107,7 +109,7 @@ def quantize(
     if check_output(out, fingerprint(chosen)):
         storage = Storage(**read_json(out / PROVENANCE_NAME)["storage"])
         return Quantized(out, Workspace(work), read_json(work / SECONDS_NAME) or {}, storage)
-    opened.pipe.transformer.eval().requires_grad_(False)
+    opened.transformer.eval().requires_grad_(False)
     with joined() as ranks:
         workspace = common = _begin(work, chosen, ranks)
         if shared is not None and recipe.needs_samples:
@@ -145,7 +147,7 @@ def _begin(folder: Path, chosen: dict[str, Any], ranks: Ranks) -> Workspace:
 
 
 def _read_blocks(opened: OpenPipeline, workspace: Workspace, found: Calibration) -> None:
-    for index, (name, _) in enumerate(opened.family.blocks(opened.pipe.transformer)):
+    for index, (name, _) in enumerate(opened.family.blocks(opened.transformer)):
         metadata = workspace.block_metadata(index)
         found.blocks.append({"name": name, "before": metadata["before"], "after": metadata["after"]})
         found.seconds["calibration"] = found.seconds.get("calibration", 0.0) + metadata["seconds"]
@@ -190,7 +192,7 @@ def _select(
     if read_json(path) is not None:
         return
     started = time.perf_counter()
-    transformer, pairs = opened.pipe.transformer, []
+    transformer, pairs = opened.transformer, []
     with progress.stage("selection", store.prompts) as stage:
         for prompt in range(store.prompts):
             pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
@@ -224,7 +226,7 @@ def _token_weights(
     ranks: Ranks,
 ) -> tuple[tuple[Tensor, ...], ...]:
     """λ by sample and block, [B, S] each."""
-    objective, transformer, family = recipe.objective, opened.pipe.transformer, opened.family
+    objective, transformer, family = recipe.objective, opened.transformer, opened.family
     folder = workspace.folder / "token_weights"
     paths = [folder / f"prompt-{prompt:04d}-step-{step:04d}.safetensors" for prompt, step in given.samples]
     with progress.stage("token_weights", len(paths)) as stage:

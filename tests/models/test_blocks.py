@@ -123,3 +123,56 @@ def test_gradients_flow_through_a_replayed_block(transformer: nn.Module) -> None
     output = joined_tokens(COGVIDEOX, replay(transformer.transformer_blocks[0], COGVIDEOX, states, sides[0]))
     output.sum().backward()
     assert transformer.transformer_blocks[0].attn1.to_q.weight.grad is not None
+
+
+class Doubling(nn.Module):
+    """A block of which there are two, and what its model does in between."""
+
+    def forward(self, hidden_states):
+        """Twice the states."""
+        return hidden_states * 2
+
+
+def doubling(between) -> tuple[nn.Module, Family]:
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Doubling(), Doubling()])
+
+        def forward(self, hidden_states):
+            return self.blocks[1](between(self.blocks[0], self.blocks[0](hidden_states)))
+
+    return Model(), Family("mine", "P", ("Model",), ("blocks",), ("hidden_states",), ("hidden_states",), "")
+
+
+def test_what_a_model_writes_into_a_passed_on_state_is_noticed() -> None:
+    model, family = doubling(lambda block, states: states.add_(1))  # the very same tensor
+    recorded = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
+    assert torch.equal(recorded.restarts[1]["hidden_states"], torch.full((1, 2, 3), 3.0))
+
+
+def test_a_block_that_is_called_twice_is_an_error() -> None:
+    model, family = doubling(lambda block, states: block(states))
+    with pytest.raises(RuntimeError, match=r"blocks\.0 is called more than once"):
+        record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)})
+
+
+def test_lists_that_do_not_run_in_their_order_are_replayed_all_the_same() -> None:
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Doubling(), Doubling()])
+            self.others = nn.ModuleList([Doubling()])
+
+        def forward(self, hidden_states):
+            return self.blocks[1](self.others[0](self.blocks[0](hidden_states)))
+
+    model = Model()
+    family = Family("mine", "P", ("Model",), ("blocks", "others"), ("hidden_states",), ("hidden_states",), "")
+    recorded, states = record_calls(model, family, {"hidden_states": torch.ones(1, 2, 3)}), None
+    passed_on = []
+    for index, (_, block) in enumerate(family.blocks(model)):
+        states = recorded.restarts.get(index, states if index else recorded.first)
+        states = replay(block, family, states, recorded.sides[index])
+        passed_on.append(float(states["hidden_states"].mean()))
+    assert passed_on == [2.0, 8.0, 4.0]

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from tiny import CALL, TEXT_LENGTH
@@ -118,6 +119,17 @@ def test_the_text_length_is_set_only_where_the_model_fixes_it(name: str, family_
     folder = family_pipelines[name]
     expected = {"max_sequence_length": TEXT_LENGTH} if name == "cogvideox" else {}
     assert default_call(str(folder), folder) == expected
+
+
+def test_a_pipeline_whose_packages_are_missing_is_refused_with_their_names(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StandIn:
+        _backends = ("torch", "opencv")
+
+    monkeypatch.setattr(diffusers, "CogVideoXPipeline", StandIn)
+    with pytest.raises(PipelineError, match=r"CogVideoXPipeline, for which .* installed: torch, opencv"):
+        locate(str(copy))
 
 
 def test_a_pipeline_without_its_transformer_is_refused(copy: Path) -> None:

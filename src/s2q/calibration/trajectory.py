@@ -5,11 +5,11 @@ One safetensors file a prompt, memory-mapped when read:
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
     timesteps          [T] or, where each token has a time of its own, [T, S]
     arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
-    shared.NAME        any        tensors without a branch, such as rotary angles
+    shared.NAME        any        tensors without a branch, such as rotary angles; NAME.0.1 in tuples of tuples
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +66,15 @@ def record_trajectories(
 
 
 def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent."""
+    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent.
+
+    Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
+
+    Raises:
+        PipelineError: it is not called at all.
+    """
     steps: list[list[Call]] = [[]]
+    left: list[Tensor] = []
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
@@ -75,10 +82,12 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
         steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
 
     def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if steps[-1] and "latents" in tensors:
+            left[:] = [tensors["latents"]]
         steps.append([])
         return tensors
 
-    handle = opened.pipe.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
+    handle = opened.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
     try:
         final = opened.pipe(
             prompt,
@@ -90,7 +99,10 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
         )[0]
     finally:
         handle.remove()
-    return steps[:-1], final.cpu()
+    served = [calls for calls in steps[:-1] if calls]
+    if not served:
+        raise PipelineError(f"{opened.part} is called in none of the {len(steps) - 1} steps: take more steps")
+    return served, (final if len(served) == len(steps) - 1 else left[0]).cpu()
 
 
 def as_one_call(calls: Sequence[Call], family: Family) -> Call:
@@ -159,13 +171,36 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         if isinstance(value, Tensor):
             kind = "arguments" if value.ndim and value.shape[0] == branches else "shared"
             tensors[f"{kind}.{name}"] = value
-        elif isinstance(value, tuple) and all(isinstance(item, Tensor) for item in value):
-            tensors |= {f"shared.{name}.{index}": item for index, item in enumerate(value)}
+        elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
+            tensors |= dict(_leaves(f"shared.{name}", value))
         else:
             plain[name] = value
         if any(not _same(call.get(name), value) for call in calls):
             raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
     return tensors, plain
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested tuples, named by their places: `name.0.1` is the second of the first."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{name}.{index}", item)
+    else:
+        raise PipelineError(
+            f"argument {name.split('.')[1]!r} of the transformer mixes tensors with {type(value).__name__}"
+        )
+
+
+def _nested(places: Mapping[tuple[int, ...], Tensor]) -> Any:
+    """The opposite of `_leaves`."""
+    if () in places:
+        return places[()]
+    items: dict[int, dict[tuple[int, ...], Tensor]] = {}
+    for (first, *rest), tensor in places.items():
+        items.setdefault(first, {})[tuple(rest)] = tensor
+    return tuple(_nested(items[index]) for index in sorted(items))
 
 
 def _first_row(value: Tensor) -> Tensor:
@@ -232,7 +267,7 @@ class TrajectoryStore:
         with self._open(prompt) as file:
             latents = file.get_slice("latents")[step : step + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]
-            tuples: dict[str, list[Tensor]] = {}
+            shared: dict[str, dict[tuple[int, ...], Tensor]] = {}
             branches = 1
             for name in sorted(file.keys()):
                 kind, _, rest = name.partition(".")
@@ -242,11 +277,10 @@ class TrajectoryStore:
                         value = value[:1] if branch == "uncond" else value[-1:]
                     branches = value.shape[0]
                     arguments[rest] = value
-                elif kind == "shared" and rest.rpartition(".")[2].isdigit():
-                    tuples.setdefault(rest.rpartition(".")[0], []).append(file.get_tensor(name))
                 elif kind == "shared":
-                    arguments[rest] = file.get_tensor(name)
-        arguments |= {name: tuple(items) for name, items in tuples.items()}
+                    argument, *places = rest.split(".")
+                    shared.setdefault(argument, {})[tuple(map(int, places))] = file.get_tensor(name)
+        arguments |= {name: _nested(places) for name, places in shared.items()}
         arguments[self.latents_name] = latents.expand(branches, *latents.shape[1:])
         arguments[self.timestep_name] = timestep.expand(branches, *timestep.shape[1:])
         return arguments

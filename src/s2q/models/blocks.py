@@ -87,24 +87,35 @@ def record_calls(model: nn.Module, family: Family, arguments: Mapping[str, Any])
     blocks = family.blocks(model)
     first: States = {}
     passed_on: States = {}
+    left: list[int] = []
     restarts: dict[int, States] = {}
     sides: dict[int, dict[str, Any]] = {}
 
+    def written(states: States) -> list[int]:
+        # How often each was written to: a model may change in place what a block passed on. Inference tensors do not count.
+        tensors = [value for value in states.values() if isinstance(value, Tensor)]
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
     def receive(index: int, call: BlockCall) -> None:
+        if index in sides:
+            raise RuntimeError(f"{blocks[index][0]} is called more than once in a pass, which cannot be replayed")
         sides[index] = call.sides
         if index == 0:
             first.update(call.states)
-        elif not _same_states(call.states, passed_on):
+        elif left != [index - 1, *written(passed_on)] or not _same_states(call.states, passed_on):
             restarts[index] = call.states
 
-    def after(names: list[str]) -> Callable:
+    def after(index: int, names: list[str]) -> Callable:
         def hook(block: nn.Module, args: tuple, output: Any) -> None:
             passed_on.clear()
             passed_on.update(zip(names, output if isinstance(output, tuple) else (output,), strict=False))
+            left[:] = [index, *written(passed_on)]
 
         return hook
 
-    handles = [block.register_forward_hook(after(states_of(block, family))) for _, block in blocks]
+    handles = [
+        block.register_forward_hook(after(index, states_of(block, family))) for index, (_, block) in enumerate(blocks)
+    ]
     try:
         with _recording(blocks, family, receive):
             model(**arguments)

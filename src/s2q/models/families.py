@@ -145,6 +145,7 @@ MOCHI = register(
         ),
         modulation=("norm1.linear", "norm1_context.linear", "norm1_context.linear_1"),
         text_linears=("attn1.add_?_proj", "attn1.to_add_out", "ff_context.*"),
+        call_defaults={"height": 480, "width": 848},
     )
 )
 ALLEGRO = register(
@@ -154,6 +155,8 @@ ALLEGRO = register(
         pipeline="AllegroPipeline",
         model_classes=("AllegroTransformer3DModel",),
         layout="CFhw",
+        call_defaults={"num_frames": 88},  # sample_frames counts those of the latent here
+        tiled_vae=True,
     )
 )
 LATTE = register(

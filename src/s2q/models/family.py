@@ -1,7 +1,7 @@
 """What s2q knows of an architecture: a few lines of data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -42,6 +42,10 @@ class Family:
     """Key of the model's configuration that holds the channels of the text."""
     guidance: str | None = "guidance_scale"
     """Argument of the pipeline that, above 1, adds the unconditional branch; None: it has none."""
+    call_defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Defaults of the pipeline's calls that its signature does not show."""
+    tiled_vae: bool = False
+    """Whether its VAE decodes in tiles alone."""
     interleaved: bool = False
     """Whether blocks of the lists run in turn, one of each, instead of one list after the other."""
 

@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import diffusers
+import torch
 
 from s2q.models.family import Family, patch_of
+
+# Of T5, where a pipeline leaves no choice (Latte, EasyAnimate).
+TEXT_TOKENS = 120
 
 
 @dataclass(frozen=True)
@@ -47,18 +51,20 @@ def call_defaults(family: Family) -> dict[str, Any]:
 def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
     """(frames, pixels) of the video a position of the latent stands for, from a VAE's configuration.
 
-    Keys that an older configuration lacks have the defaults of its class, as when diffusers loads it. The first frame
-    of the video has a latent frame of its own.
+    Keys that an older configuration lacks have the defaults of its class, as when diffusers loads it; what a class works out
+    for itself is asked of one without weights. The first frame of the video has a latent frame of its own; a VAE of images
+    has one for each.
     """
-    parameters = inspect.signature(getattr(diffusers, config["_class_name"]).__init__).parameters
+    model_class = getattr(diffusers, config["_class_name"])
+    parameters = inspect.signature(model_class.__init__).parameters
     whole = {name: parameter.default for name, parameter in parameters.items()} | dict(config)
-    if "spatio_temporal_scaling" in whole:  # LTX: one flag a stage, and patches of pixels before the first
-        halvings = 2 ** sum(whole["spatio_temporal_scaling"])
-        given = [whole.get(f"{axis}_compression_ratio") for axis in ("temporal", "spatial")]
-        temporal, spatial = given[0] or halvings * whole["patch_size_t"], given[1] or halvings * whole["patch_size"]
-        return int(temporal), int(spatial)
     temporal = whole.get("scale_factor_temporal") or whole.get("temporal_compression_ratio")
     spatial = whole.get("scale_factor_spatial") or whole.get("spatial_compression_ratio")
+    if not (temporal and spatial):
+        with torch.device("meta"):
+            vae = model_class.from_config(dict(config))
+        temporal = temporal or getattr(vae, "temporal_compression_ratio", None) or 1
+        spatial = spatial or getattr(vae, "spatial_compression_ratio", None)
     return int(temporal), int(spatial or 2 ** (len(whole["block_out_channels"]) - 1))
 
 
@@ -84,17 +90,19 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         factors: see `vae_factors`.
     """
     given = {name: value for name, value in call.items() if value is not None}
-    chosen = call_defaults(family) | given
+    # A default of None is the pipeline's way to say that it asks the model, or itself.
+    shown = {name: value for name, value in call_defaults(family).items() if value is not None}
+    chosen = dict(family.call_defaults) | shown | given
     temporal, spatial = factors
-    frames = chosen["num_frames"] or config["sample_frames"]
-    height = chosen["height"] // spatial if chosen["height"] else config["sample_height"]
-    width = chosen["width"] // spatial if chosen["width"] else config["sample_width"]
+    frames = chosen.get("num_frames") or chosen.get("video_length") or config["sample_frames"]
+    height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
+    width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
     latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
     own_text = config[family.text_length] if family.text_length else None
     return Geometry(
         latent=latent,
         grid=token_grid(config, *latent),
-        text=int(given.get("max_sequence_length") or own_text or chosen["max_sequence_length"]),
+        text=int(given.get("max_sequence_length") or own_text or chosen.get("max_sequence_length", TEXT_TOKENS)),
         text_is_joined="encoder_hidden_states" in family.tokens,
         branches=2 if family.guidance and chosen[family.guidance] > 1 else 1,
         steps=int(chosen["num_inference_steps"]),

@@ -1,0 +1,120 @@
+"""What must be true of a pipeline's folder, looked at before anything is loaded."""
+
+import inspect
+import json
+from pathlib import Path
+
+import diffusers
+
+from s2q.models.lookup import resolve_folder
+
+PARTS = ("transformer", "transformer_2")
+"""What pipelines call their transformers; the second, where there is one, serves the steps of less noise."""
+FRAMES = ("num_frames", "video_length")
+"""What pipelines call the length of the video that they make."""
+
+
+class PipelineError(ValueError):
+    """A pipeline that cannot be used, with what was seen and what to do."""
+
+
+def check_folder(path: Path, part: str | None) -> None:
+    """Whether `path` is a whole pipeline that makes a video of a prompt alone with a transformer that can be quantized.
+
+    Args:
+        part: which of its transformers is meant, see `PARTS`; None is the only one.
+
+    Raises:
+        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is.
+    """
+    index = path / "model_index.json"
+    if not index.is_file():
+        hint = " (this is one component; give the folder above it)" if (path / "config.json").is_file() else ""
+        raise PipelineError(f"{path} has no model_index.json, so it is not a diffusers pipeline{hint}")
+    try:
+        parts = json.loads(index.read_text())
+    except ValueError as error:
+        raise PipelineError(f"{index} is not valid JSON: {error}") from None
+    if PARTS[0] not in parts:
+        raise PipelineError(f"{path} ({parts.get('_class_name')}) has no transformer: s2q quantizes video transformers")
+    _check_call(path, str(parts.get("_class_name")))
+    try:
+        resolve_folder(path / "transformer", str(parts["transformer"][1]))
+    except (ValueError, OSError) as error:
+        raise PipelineError(str(error)) from None
+    there = [name for name in PARTS if parts.get(name, [None])[0] is not None]
+    if len(there) > 1 and part is None:
+        raise PipelineError(
+            f"{path} denoises with two transformers, of which each serves its own range of noise: quantize one, then the "
+            f"other, with part= or s2q quantize --part, {' and '.join(PARTS)}"
+        )
+    if part is not None and part not in there:
+        raise PipelineError(f"{path} has no {part}: it has {', '.join(there)}")
+    wrong = []
+    for name, entry in parts.items():
+        if isinstance(entry, list) and entry[0] is not None:
+            wrong += _missing_files(path / name)
+    if wrong:
+        raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
+
+
+def _check_call(path: Path, name: str) -> None:
+    """Whether the pipeline makes a video of a prompt and nothing else."""
+    pipeline = getattr(diffusers, name, None)
+    if pipeline is None:
+        raise PipelineError(f"{path} is a {name}, which this diffusers ({diffusers.__version__}) does not have")
+    packages = getattr(pipeline, "_backends", None)
+    if packages:  # a stand-in, which diffusers has in the place of a class whose packages are missing
+        raise PipelineError(f"{path} is a {name}, for which diffusers wants these installed: {', '.join(packages)}")
+    parameters = inspect.signature(pipeline.__call__).parameters
+    more = [
+        key
+        for key, parameter in parameters.items()
+        if key not in ("self", "prompt")
+        and parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    # Pipelines with an image were made for one, even where its default is none; those that change a video take its length.
+    length = any(key in parameters for key in FRAMES)
+    others = ("image",) if length else ("image", "video", "control_video")
+    more += [key for key in others if key in parameters and key not in more]
+    if not more and not length:
+        raise PipelineError(f"{path} is a {name}, which makes no video: its calls take none of {', '.join(FRAMES)}")
+    if "prompt" not in parameters or more:
+        raise PipelineError(
+            f"{path} is a {name}, which wants more than a prompt ({', '.join(more) or 'and takes none'}): s2q calls "
+            "text-to-video pipelines alone. A transformer that it shares with one of those can be quantized there, and "
+            "given to it with transformer="
+        )
+    if "callback_on_step_end" not in parameters:
+        raise PipelineError(f"{path} is a {name}, which does not say when a step ends (callback_on_step_end)")
+
+
+def _missing_files(component: Path) -> list[str]:
+    if not component.is_dir():
+        return [f"folder {component.name} is missing"]
+    if any(component.rglob("*.incomplete")):
+        return [f"{component.name} has unfinished downloads"]
+    missing = []
+    for index in component.glob("*.safetensors.index.json"):
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing += [
+            f"{component.name}/{shard} is missing" for shard in sorted(shards) if not (component / shard).exists()
+        ]
+    has_weights = any(component.glob("*.safetensors")) or any(component.glob("*.bin"))
+    if (component / "config.json").is_file() and not has_weights:
+        missing.append(f"{component.name} has no weights")
+    if component.name in PARTS and has_weights and not missing and not weight_files(component):
+        missing.append(
+            f"{component.name} has no diffusion_pytorch_model.safetensors (other formats and variants are not read)"
+        )
+    return missing
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a diffusers model, in order of name: the shards of its index, or the one file."""
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    if index.is_file():
+        return sorted({folder / shard for shard in json.loads(index.read_text())["weight_map"].values()})
+    single = folder / "diffusion_pytorch_model.safetensors"
+    return [single] if single.is_file() else []

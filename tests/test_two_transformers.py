@@ -1,0 +1,121 @@
+"""Wan 2.2's two experts: each is calibrated on the steps that it serves, and both work together when loaded."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from processes import run_s2q
+from tiny import CHEAP, PROMPTS, cheap
+from tiny_families import FAMILIES, make_wan, make_wan_pipeline
+
+from s2q.assessment import evaluate
+from s2q.calibration.trajectory import record_trajectories
+from s2q.checkpoint import PROVENANCE_NAME
+from s2q.models.folder import PARTS, PipelineError
+from s2q.models.pipelines import OpenPipeline, open_pipeline
+from s2q.progress import NoProgress
+from s2q.run import quantize
+from s2q.storage import read_json
+
+CALL = dict(FAMILIES["wan"].call) | {"num_inference_steps": 5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline of Wan with a second transformer, twice the first."""
+    second = make_wan()
+    with torch.no_grad():
+        second.proj_out.weight.mul_(2)
+    return make_wan_pipeline(tmp_path_factory.mktemp("made") / "wan", transformer_2=second, boundary_ratio=0.9)
+
+
+@pytest.fixture
+def opened(folder: Path) -> Callable[..., OpenPipeline]:
+    """part → the pipeline with that transformer meant."""
+    return lambda part, **call: open_pipeline(str(folder), part=part, **CALL | call)
+
+
+def test_which_of_two_is_meant_must_be_said(folder: Path) -> None:
+    with pytest.raises(PipelineError, match=r"two transformers.* --part, transformer and transformer_2"):
+        open_pipeline(str(folder))
+
+
+def test_a_second_transformer_that_is_not_there_is_refused(family_pipelines: dict[str, Path]) -> None:
+    with pytest.raises(PipelineError, match="has no transformer_2: it has transformer"):
+        open_pipeline(str(family_pipelines["wan"]), part="transformer_2")
+
+
+def test_each_is_recorded_in_its_own_steps_and_one_goes_on_where_the_other_stopped(
+    opened: Callable[..., OpenPipeline], tmp_path: Path
+) -> None:
+    stores = {}
+    for part in PARTS:
+        pipeline = opened(part)
+        stores[part] = record_trajectories(pipeline, PROMPTS, 0, tmp_path / part, NoProgress())
+        assert len(stores[part].timesteps()) == pipeline.steps > 0
+        assert len(stores[part].latents(0)) == pipeline.steps + 1
+    high, low = stores.values()
+    assert len(high.timesteps()) + len(low.timesteps()) == 5
+    assert high.timesteps().min() >= 900 > low.timesteps().max()
+    assert torch.equal(high.latents(1)[-1], low.latents(1)[0])
+
+
+def test_the_second_has_a_guidance_scale_of_its_own(opened: Callable[..., OpenPipeline]) -> None:
+    call = {"guidance_scale": 4.0, "guidance_scale_2": 3.0}
+    assert [opened(part, **call).guidance_scale for part in PARTS] == [4.0, 3.0]
+    assert opened(PARTS[1], guidance_scale=4.0).guidance_scale == 4.0
+
+
+def test_one_that_no_step_calls_is_an_error(opened: Callable[..., OpenPipeline], tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="transformer_2 is called in none of the 1 steps"):
+        record_trajectories(opened(PARTS[1], num_inference_steps=1), PROMPTS, 0, tmp_path, NoProgress())
+
+
+def test_both_are_quantized_and_work_together_in_plain_diffusers(
+    folder: Path, opened: Callable[..., OpenPipeline], tmp_path: Path
+) -> None:
+    loaded = {}
+    for part in PARTS:
+        made = quantize(opened(part), cheap("s2q_vdit", "W4A6"), tmp_path / part, prompts=PROMPTS)
+        loaded[part] = WanTransformer3DModel.from_pretrained(made.folder)
+        steps = {step for _, step in read_json(made.folder / PROVENANCE_NAME)["samples"]}
+        assert max(steps) < opened(part).steps
+    ours = {part: model.proj_out.weight for part, model in loaded.items()}
+    assert torch.equal(ours["transformer_2"], 2 * ours["transformer"]), "each comes from its own files"
+    clips = []
+    for parts in ({}, loaded):
+        pipe = WanPipeline.from_pretrained(folder, **parts)
+        generator = torch.Generator().manual_seed(0)
+        clips.append(pipe(PROMPTS[0], generator=generator, output_type="latent", **CALL).frames)
+    assert 0 < float((clips[0] - clips[1]).norm() / clips[0].norm()) < 0.5
+    for part, model in loaded.items():
+        done = evaluate(opened(part), model, tmp_path / part, tmp_path / f"report-{part}", prompts=PROMPTS[:1])
+        errors = done.twins[0].step_errors
+        assert 0 < errors[-1] < 1
+        assert (errors[0] == 0) == (part == "transformer_2"), "the second has no part in the first step"
+
+
+def test_a_folder_of_the_second_without_weights_is_incomplete(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    (copy / "transformer_2" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(PipelineError, match="transformer_2 has no weights"):
+        open_pipeline(str(copy), part="transformer")
+
+
+@pytest.mark.parametrize("recipe", ["rtn", "s2q_vdit"])
+def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, folder: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.txt", tmp_path / "low"
+    prompts.write_text("\n".join(PROMPTS))
+    sets = [word for change in CHEAP for word in ("--set", change)] if recipe != "rtn" else []
+    size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
+    arguments = ["quantize", folder, "--recipe", recipe, "--prompts", prompts, *sets, *size, "-o", out]
+    finished = run_s2q(arguments, tmp_path / "logs")
+    assert finished.status != 0
+    assert "two transformers" in " ".join(finished.err.split())
+    finished = run_s2q([*arguments, "--part", "transformer_2"], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    made = WanTransformer3DModel.from_pretrained(out).proj_out.weight
+    assert torch.equal(made, WanTransformer3DModel.from_pretrained(folder / "transformer_2").proj_out.weight)

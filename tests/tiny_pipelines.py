@@ -1,0 +1,170 @@
+"""A tiny random text-to-video pipeline around each transformer that one is tested with: for mechanics only."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import tiny
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLAllegro,
+    AutoencoderKLCogVideoX,
+    AutoencoderKLMochi,
+    AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.models.modeling_utils import ModelMixin
+from tiny_families import SIZE, TEXT_LENGTH
+from tiny_transformers import ARCHITECTURES, COGVIDEOX
+from torch import nn
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+
+def _make(name: str, **changes: Any) -> ModelMixin:
+    """The tiny transformer of a class, for a text encoder of 24 channels."""
+    torch.manual_seed(0)
+    config = next(architecture.config for architecture in ARCHITECTURES if architecture.name == name)
+    return getattr(diffusers, name)(**(config | changes)).eval()
+
+
+@dataclass(frozen=True)
+class TinyPipeline:
+    """How the tests make and call one pipeline."""
+
+    class_name: str
+    transformer: Callable[[], ModelMixin]
+    vae: Callable[[], nn.Module]
+    scheduler: Callable[[], Any]
+    call: Mapping[str, Any]
+    latent: tuple[int, int, int]
+    """Frames, height and width of one clip made with `call`."""
+
+    def make(self, folder: Path) -> Path:
+        """Save it, complete, into `folder`."""
+        torch.manual_seed(1)
+        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+        tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in tiny.WORDS], extra_ids=0)
+        text_encoder = T5EncoderModel(
+            T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        )
+        pipe = getattr(diffusers, self.class_name)(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=self.vae(),
+            transformer=self.transformer(),
+            scheduler=self.scheduler(),
+        )
+        pipe.save_pretrained(folder)
+        return folder
+
+
+def _cogvideox_vae() -> AutoencoderKLCogVideoX:
+    return AutoencoderKLCogVideoX(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        temporal_compression_ratio=4,
+        sample_height=16,
+        sample_width=16,
+    )
+
+
+def _wan_vae() -> AutoencoderKLWan:
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    )
+
+
+def _mochi_vae() -> AutoencoderKLMochi:
+    return AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+    )
+
+
+def _allegro_vae() -> AutoencoderKLAllegro:
+    return AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, sample_size=32
+    )
+
+
+def _unipc() -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+
+
+TEXT = {"max_sequence_length": TEXT_LENGTH}
+PIPELINES = {
+    "cogvideox-1.5": TinyPipeline(
+        "CogVideoXPipeline",
+        lambda: _make(
+            "CogVideoXTransformer3DModel",
+            **COGVIDEOX | {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "patch_bias": False},
+        ),
+        _cogvideox_vae,
+        lambda: CogVideoXDDIMScheduler(
+            prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+        ),
+        # Nine frames are three of the latent, and four when whole patches of two are filled.
+        {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16, "num_frames": 9} | TEXT,
+        (4, 4, 4),
+    ),
+    "wan-vace": TinyPipeline(
+        "WanVACEPipeline",
+        # As many channels as the pipeline makes of a video and its mask; not as many control blocks as branches.
+        lambda: _make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
+        _wan_vae,
+        _unipc,
+        SIZE | TEXT,
+        (2, 4, 4),
+    ),
+    "skyreels-v2": TinyPipeline(
+        "SkyReelsV2Pipeline", lambda: _make("SkyReelsV2Transformer3DModel"), _wan_vae, _unipc, SIZE | TEXT, (2, 4, 4)
+    ),
+    "mochi": TinyPipeline(
+        "MochiPipeline",
+        lambda: _make("MochiTransformer3DModel", text_embed_dim=24),
+        _mochi_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | {"num_frames": 7},
+        (2, 4, 4),
+    ),
+    "allegro": TinyPipeline(
+        "AllegroPipeline",
+        # Rotary angles want heads that are a multiple of six wide.
+        lambda: _make("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
+        _allegro_vae,
+        EulerAncestralDiscreteScheduler,
+        SIZE | TEXT | {"num_frames": 24, "clean_caption": False},  # a whole tile of the VAE
+        (6, 4, 4),
+    ),
+    "latte": TinyPipeline(
+        "LattePipeline",
+        lambda: _make("LatteTransformer3DModel"),
+        lambda: AutoencoderKL(
+            latent_channels=4,
+            block_out_channels=(8, 8, 8, 8),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            norm_num_groups=4,
+        ),
+        DDIMScheduler,
+        {"num_inference_steps": tiny.STEPS, "height": 32, "width": 32, "video_length": 2, "clean_caption": False},
+        (2, 4, 4),
+    ),
+}
