@@ -62,7 +62,7 @@ def generate_batch(
         return tensors
 
     frames = opened.pipe(
-        list(prompts),
+        prompts[0] if len(prompts) == 1 else list(prompts),  # some pipelines take no lists (Wan VACE)
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         output_type="np",
         callback_on_step_end=callback,
