@@ -4,7 +4,7 @@
     python benchmarks/results_page.py --check  # status 1 if the page says anything else than the results
 
 What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
-PSNR first, and the command that made it.
+PSNR first, and the command that made it; `seconds` in place of the bits is what calibration took by stage.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/results.md")
-PLACE = re.compile(r"<!-- (?P<file>[\w.-]+) (?P<bits>W\dA\d+) -->\n.*?<!-- end -->", re.DOTALL)
+PLACE = re.compile(r"<!-- (?P<file>[\w.-]+) (?P<bits>W\dA\d+|seconds) -->\n.*?<!-- end -->", re.DOTALL)
 COLUMNS = {
     "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
     "ssim": ("SSIM", "{:.3f}", 1.0),
@@ -53,12 +53,29 @@ def table(made: Mapping[str, Any], bits: str) -> str:
     return "\n".join(lines) + f"\n\n{made['clips']} clips. `{made['command']}`\n"
 
 
+def seconds(made: Mapping[str, Any]) -> str:
+    """Seconds of calibration by stage, mean over seeds, and the command."""
+    stages = list(made["rows"][0]["seconds"])
+    lines = [
+        f"| recipe | {' | '.join(stage.replace('_', ' ') for stage in stages)} |",
+        "|---" * (len(stages) + 1) + "|",
+    ]
+    for row in made["rows"]:
+        cells = " | ".join(f"{row['seconds'][stage]:.1f}" for stage in stages)
+        lines.append(f"| `{row['variant']}` | {cells} |")
+    threads = f"{made['threads']} thread" + ("s" if made["threads"] > 1 else "")
+    return (
+        "\n".join(lines) + f"\n\nSeconds, {threads} on a shared machine of {made['cpus']} cores. `{made['command']}`\n"
+    )
+
+
 def filled(text: str) -> str:
     """The page with every table as the results have it."""
 
     def fill(match: re.Match) -> str:
         made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
-        return f"<!-- {match['file']} {match['bits']} -->\n\n{table(made, match['bits'])}\n<!-- end -->"
+        body = seconds(made) if match["bits"] == "seconds" else table(made, match["bits"])
+        return f"<!-- {match['file']} {match['bits']} -->\n\n{body}\n<!-- end -->"
 
     return PLACE.sub(fill, text)
 

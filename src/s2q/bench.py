@@ -1,7 +1,8 @@
 """The quantized linear against `torch.nn.functional.linear`, interleaved in one process: who computes it, and how fast.
 
 Random weights and inputs: this is about speed. Every candidate is a complete linear, from float input to float output with
-bias; `transform` includes the online channel scale and Kronecker transform, done for one linear alone.
+bias; `transform` includes the online channel scale and Kronecker transform, done for one linear alone; `groups` are zero points
+on both sides and a step for each 64 channels of a token.
 """
 
 import statistics
@@ -45,18 +46,22 @@ def quantized(
     rows_out: int,
     weight_bits: int,
     act_bits: int,
-    transform: bool,
     device: str,
     generator: torch.Generator,
+    transform: bool = False,
+    groups: bool = False,
 ) -> QuantLinear:
-    """A linear with random codes and a bias of zeros, and a random transform if asked for."""
+    """A linear with random codes and a bias of zeros, and a random transform or groups if asked for."""
     factors = kronecker_factors(columns)
     scheme = SchemeSpec(
         weight_bits=weight_bits,
         act_bits=act_bits,
         channel_scale=transform,
         kronecker=transform,
-        kronecker_factors={str(columns): factors},
+        kronecker_factors={str(columns): factors} if transform else {},
+        symmetric_weights=not groups,
+        symmetric_acts=not groups,
+        act_group_size=64 if groups else None,
         targets={},
     )
     linear = QuantLinear(columns, rows_out, True, scheme)
@@ -65,6 +70,8 @@ def quantized(
     linear.weight_packed.data = pack(codes, weight_bits)
     linear.weight_scale.data.fill_(0.01)
     linear.bias.data.zero_()
+    if groups:
+        linear.weight_zero_point.data.zero_()
     if transform:
         linear.input_scale.data.fill_(1.0)
         linear.input_left.data = random_orthogonal(factors[0], generator)
@@ -81,8 +88,9 @@ def compare(
     x, weight = (torch.randn(n, columns, generator=generator).to(device) for n in (rows, rows_out))
     bias = torch.zeros(rows_out, device=device)
     low = [tensor.bfloat16() for tensor in (x, weight, bias)]
-    plain, transformed = (
-        quantized(columns, rows_out, weight_bits, act_bits, transform, device, generator) for transform in (False, True)
+    plain, transformed, grouped = (
+        quantized(columns, rows_out, weight_bits, act_bits, device, generator, **how)
+        for how in ({}, {"transform": True}, {"groups": True})
     )
     return interleaved(
         {
@@ -91,6 +99,7 @@ def compare(
             "quantized float32": lambda: plain(x),
             "quantized bfloat16": lambda: plain(low[0]),
             "quantized transform bfloat16": lambda: transformed(low[0]),
+            "quantized groups bfloat16": lambda: grouped(low[0]),
         },
         repeats,
     )
@@ -130,6 +139,7 @@ def rows_of(
                     "over float32": seconds["float32"] / seconds["quantized float32"],
                     "over bfloat16": seconds["bfloat16"] / seconds["quantized bfloat16"],
                     "with transform, over bfloat16": seconds["bfloat16"] / seconds["quantized transform bfloat16"],
+                    "in groups, over bfloat16": seconds["bfloat16"] / seconds["quantized groups bfloat16"],
                 }
                 chosen = backends(torch.device(device), weight_bits, rows_out, columns)
                 shape = {"model": model, "k": columns, "n": rows_out, "m": rows}
