@@ -61,9 +61,11 @@ def generate_batch(
         on_step(tensors["latents"])
         return tensors
 
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    several = len(prompts) > 1  # some pipelines take no lists (Wan VACE)
     frames = opened.pipe(
-        prompts[0] if len(prompts) == 1 else list(prompts),  # some pipelines take no lists (Wan VACE)
-        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        list(prompts) if several else prompts[0],
+        generator=generators if several else generators[0],
         output_type="np",
         callback_on_step_end=callback,
         return_dict=False,
