@@ -7,7 +7,7 @@
     selection   Figure 6a and Table 6: which samples
     tokens      Figure 6b: no token weights, and λ_min from 0.1 to 0.7
     transfer    Table 8: PTQ4DiT, with salient samples, with token weights as well
-    spread      what samples spread over all steps change, and no token weights with them
+    spread      what samples spread over all steps change
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -76,7 +76,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["W4A6"],
     ),
-    "spread": ([S2Q, UNIFORM, f"{UNIFORM}:objective.token_weights=false"], ["W4A6"]),
+    "spread": ([S2Q, UNIFORM], ["W4A6"]),
     "costs": (list(RECIPES), ["W4A4"]),
     "study": (
         [
