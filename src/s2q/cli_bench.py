@@ -49,7 +49,8 @@ def bench(
     for row in rows_of(model or list(SHAPES), tokens or [256, 1024], wanted.weight, wanted.act, chosen, repeats):
         if not rows:
             heads = ["model", "K → N", "M", *row["ratios"]]
-            console.print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|", markup=False, highlight=False)
+            table = f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|"
+            console.print(table, markup=False, highlight=False, soft_wrap=True)
         ratios = " | ".join(f"{ratio:.2f}×" for ratio in row["ratios"].values())
         line = f"| {row['model']} | {row['k']} → {row['n']} | {row['m']} | {ratios} |"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
