@@ -60,15 +60,9 @@ def make_inputs(batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
     }
 
 
-def make_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_transformer` into `folder`."""
-    torch.manual_seed(1)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
-    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in WORDS], extra_ids=0)
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
-    vae = AutoencoderKLCogVideoX(
+def make_vae() -> AutoencoderKLCogVideoX:
+    """Four times fewer frames and pixels a side, four channels."""
+    return AutoencoderKLCogVideoX(
         block_out_channels=(8, 8, 8),
         down_block_types=("CogVideoXDownBlock3D",) * 3,
         up_block_types=("CogVideoXUpBlock3D",) * 3,
@@ -79,6 +73,22 @@ def make_pipeline(folder: Path) -> Path:
         sample_height=16,
         sample_width=16,
     )
+
+
+def make_tokenizer() -> T5Tokenizer:
+    """Knows `WORDS`."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
+    return T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in WORDS], extra_ids=0)
+
+
+def make_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_transformer` into `folder`."""
+    torch.manual_seed(1)
+    tokenizer = make_tokenizer()
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = make_vae()
     scheduler = CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )

@@ -32,7 +32,6 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
-    T5Tokenizer,
     UMT5Config,
     UMT5EncoderModel,
 )
@@ -149,8 +148,7 @@ def make_ltx_inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
 def make_ltx_pipeline(folder: Path) -> Path:
     """Save a complete pipeline around `make_ltx` into `folder`."""
     torch.manual_seed(1)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
-    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in tiny.WORDS], extra_ids=0)
+    tokenizer = tiny.make_tokenizer()
     text_encoder = T5EncoderModel(
         T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     )
@@ -175,15 +173,9 @@ def make_ltx_pipeline(folder: Path) -> Path:
     return folder
 
 
-def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
-    """Save a complete pipeline around `make_wan` into `folder`."""
-    torch.manual_seed(1)
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
-    tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in tiny.WORDS], extra_ids=0)
-    text_encoder = UMT5EncoderModel(
-        UMT5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
-    vae = AutoencoderKLWan(
+def make_wan_vae() -> AutoencoderKLWan:
+    """Four channels, unit statistics."""
+    return AutoencoderKLWan(
         base_dim=4,
         z_dim=4,
         dim_mult=[1, 1, 1, 1],
@@ -191,6 +183,16 @@ def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
         latents_mean=[0.0] * 4,
         latents_std=[1.0] * 4,
     )
+
+
+def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
+    """Save a complete pipeline around `make_wan` into `folder`."""
+    torch.manual_seed(1)
+    tokenizer = tiny.make_tokenizer()
+    text_encoder = UMT5EncoderModel(
+        UMT5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = make_wan_vae()
     pipe = WanPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,

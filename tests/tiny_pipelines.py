@@ -11,9 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLAllegro,
-    AutoencoderKLCogVideoX,
     AutoencoderKLMochi,
-    AutoencoderKLWan,
     CogVideoXDDIMScheduler,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -21,10 +19,10 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
-from tiny_families import SIZE, TEXT_LENGTH
+from tiny_families import SIZE, TEXT_LENGTH, make_wan_vae
 from tiny_transformers import ARCHITECTURES, COGVIDEOX
 from torch import nn
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel
 
 
 def _make(name: str, **changes: Any) -> ModelMixin:
@@ -49,8 +47,7 @@ class TinyPipeline:
     def make(self, folder: Path) -> Path:
         """Save it, complete, into `folder`."""
         torch.manual_seed(1)
-        pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -5.0)]
-        tokenizer = T5Tokenizer(vocab=pieces + [(f"▁{word}", -1.0) for word in tiny.WORDS], extra_ids=0)
+        tokenizer = tiny.make_tokenizer()
         text_encoder = T5EncoderModel(
             T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
@@ -63,31 +60,6 @@ class TinyPipeline:
         )
         pipe.save_pretrained(folder)
         return folder
-
-
-def _cogvideox_vae() -> AutoencoderKLCogVideoX:
-    return AutoencoderKLCogVideoX(
-        block_out_channels=(8, 8, 8),
-        down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3,
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
-        temporal_compression_ratio=4,
-        sample_height=16,
-        sample_width=16,
-    )
-
-
-def _wan_vae() -> AutoencoderKLWan:
-    return AutoencoderKLWan(
-        base_dim=4,
-        z_dim=4,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * 4,
-        latents_std=[1.0] * 4,
-    )
 
 
 def _mochi_vae() -> AutoencoderKLMochi:
@@ -116,7 +88,7 @@ PIPELINES = {
             "CogVideoXTransformer3DModel",
             **COGVIDEOX | {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "patch_bias": False},
         ),
-        _cogvideox_vae,
+        tiny.make_vae,
         lambda: CogVideoXDDIMScheduler(
             prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
         ),
@@ -128,13 +100,18 @@ PIPELINES = {
         "WanVACEPipeline",
         # As many channels as the pipeline makes of a video and its mask; not as many control blocks as branches.
         lambda: _make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
-        _wan_vae,
+        make_wan_vae,
         _unipc,
         SIZE | TEXT,
         (2, 4, 4),
     ),
     "skyreels-v2": TinyPipeline(
-        "SkyReelsV2Pipeline", lambda: _make("SkyReelsV2Transformer3DModel"), _wan_vae, _unipc, SIZE | TEXT, (2, 4, 4)
+        "SkyReelsV2Pipeline",
+        lambda: _make("SkyReelsV2Transformer3DModel"),
+        make_wan_vae,
+        _unipc,
+        SIZE | TEXT,
+        (2, 4, 4),
     ),
     "mochi": TinyPipeline(
         "MochiPipeline",

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec, SchemeSpec
 from s2q.messages import size
+from s2q.templating import environment
 from s2q.version import VERSION
 
 CARD_NAME = "README.md"
@@ -25,11 +24,9 @@ def model_card(
     """
     hub_id = source if _is_hub_id(source) else None
     name = "".join(letter for letter in Path(source).name if letter.isprintable() and letter not in "`[]<>|")
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["bytes"] = size
-    return environment.get_template("card.md.j2").render(
+    templates = environment(_TEMPLATES, autoescape=False)
+    templates.filters["bytes"] = size
+    return templates.get_template("card.md.j2").render(
         hub_id=hub_id,
         title=name or model_class,
         origin=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"a local pipeline, `{name}`",

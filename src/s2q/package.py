@@ -8,7 +8,6 @@ from typing import Any
 
 import diffusers
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors import safe_open
 from torch import Tensor
 
@@ -17,14 +16,10 @@ from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, Sche
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
-from s2q.shards import float_checksum
+from s2q.shards import float_checksum, write_weights
 from s2q.storage import fingerprint, read_json, replacing_folder, write_json
 from s2q.version import VERSION
 from s2q.workspace import Workspace
-
-MAX_SHARD_SIZE = "5GB"
-# diffusers' name; a lone file has no suffix, shards are numbered.
-WEIGHTS_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 
 
 class OutputError(ValueError):
@@ -87,13 +82,7 @@ def write_transformer(
     noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
     versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
     with replacing_folder(out) as unfinished:
-        save_torch_state_dict(
-            kept | quantized,
-            unfinished,
-            filename_pattern=WEIGHTS_PATTERN,
-            max_shard_size=MAX_SHARD_SIZE,
-            metadata={"format": "pt"},
-        )
+        write_weights(kept | quantized, unfinished)
         write_json(unfinished / "config.json", config)
         noted |= {"versions": versions, "storage": storage.to_dict()}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from s2q.storage import fingerprint
 
 INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE_NAME = "diffusion_pytorch_model.safetensors"
+# diffusers' name; a lone file has no suffix, shards are numbered.
+PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+MAX_SHARD_SIZE = "5GB"
 
 
 def weight_places(folder: Path) -> dict[str, Path]:
@@ -66,6 +70,13 @@ def tensor_places(files: Sequence[Path]) -> dict[str, Path]:
             raise CheckpointError(f"{path.name} and {places[twice[0]].name} both hold {', '.join(twice[:8])}")
         places |= dict.fromkeys(names, path)
     return places
+
+
+def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the tensors of a transformer into `folder` as diffusers does: one file, or shards and their index."""
+    save_torch_state_dict(
+        dict(tensors), folder, filename_pattern=PATTERN, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
+    )
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,11 @@ from tiny import CALL, PROMPTS, make_inputs, make_transformer, simulate, tampere
 from torch import nn
 
 from s2q.checkpoint import CheckpointError
-from s2q.run import Quantized
 from s2q.runtime.diffusers import swap_linears
 from s2q.runtime.linear import QuantLinear
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUERY = "transformer_blocks.0.attn1.to_q"
-
-
-@pytest.fixture
-def folder(quantized: Callable[..., Quantized]) -> Path:
-    """A W4A6 transformer with everything a checkpoint can have."""
-    return quantized().folder
-
-
-@pytest.fixture
-def model(folder: Path) -> CogVideoXTransformer3DModel:
-    return CogVideoXTransformer3DModel.from_pretrained(folder).eval()
 
 
 @torch.no_grad()

@@ -124,9 +124,11 @@ def test_many_chunks_of_rows_are_one_result(low_rank: int, symmetric: bool, monk
     whole = linear(x)
     monkeypatch.setattr(integer, "LEAST_ROWS", 7)
     monkeypatch.setattr(integer, "MOST_SUMS", 1)
-    assert torch.equal(linear(x), whole)
+    # The branch is a float product of torch's, whose order of sums depends on the number of rows on some CPUs.
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if low_rank else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(linear(x), whole, **tolerance)
     monkeypatch.setenv("S2Q_BACKEND", "torch")
-    assert torch.equal(linear(x), whole)
+    torch.testing.assert_close(linear(x), whole, **tolerance)
 
 
 def test_what_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

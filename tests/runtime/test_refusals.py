@@ -12,19 +12,8 @@ from peft import LoraConfig
 from tiny import make_inputs, make_transformer
 from torch import nn
 
-from s2q.run import Quantized
 from s2q.runtime.linear import QuantLinear
 from s2q.runtime.refusals import REFUSED, UnsupportedError
-
-
-@pytest.fixture
-def folder(quantized: Callable[..., Quantized]) -> Path:
-    return quantized().folder
-
-
-@pytest.fixture
-def model(folder: Path) -> CogVideoXTransformer3DModel:
-    return CogVideoXTransformer3DModel.from_pretrained(folder).eval()
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
@@ -12,6 +11,7 @@ import s2q.evaluation
 from s2q.comparison.summary import best_means, by_bits, cell_text, shown_measures
 from s2q.evaluation.figure_style import INK, MUTED, QUANTIZED, figure_style, inline_svg, new_axes
 from s2q.evaluation.metrics import THIRDS
+from s2q.templating import environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 STYLE = Path(s2q.evaluation.__file__).parent / "templates" / "report.css"
@@ -77,15 +77,9 @@ def page(made: Mapping[str, Any], title: str) -> str:
     Args:
         made: with the key "command" beside those of `summary`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["words"] = lambda name: name.replace("_", " ")
-    return environment.get_template("comparison.html.j2").render(
+    templates = environment(TEMPLATES)
+    templates.filters["words"] = lambda name: name.replace("_", " ")
+    return templates.get_template("comparison.html.j2").render(
         title=title,
         clips=made["clips"],
         command=made["command"],

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from s2q.evaluation import plots
 from s2q.evaluation.metrics import MEASURES
 from s2q.evaluation.vbench import COLUMNS
 from s2q.evaluation.video import visible_scale, webm_bytes
+from s2q.templating import environment
 
 REQUIRED = ("recipe", "bits", "seed", "fidelity")
 OPTIONAL = (
@@ -227,19 +227,13 @@ def render_report(report: Mapping[str, Any], figures: ReportFigures) -> str:
     report = _filled(report, OPTIONAL)
     report["storage"] = _filled(report["storage"], _STORAGE)
     report["fidelity"] = _filled(report["fidelity"], (*MEASURES, "psnr_db_std", "ms_ssim_scales", "clips"))
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
+    templates = environment(_TEMPLATES)
+    templates.filters.update(
         number=_number, change=_change, significant=_significant, bytes=plots.human_bytes, duration=plots.human_seconds
     )
     script = (_TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    return environment.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         report=report,
         storage=report["storage"],
         fidelity=report["fidelity"],

@@ -9,15 +9,12 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
 
 from s2q.export.source import QuantizedFolder
+from s2q.shards import write_weights
 from s2q.storage import replacing, replacing_folder, write_json
-
-WEIGHTS_PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
-MAX_SHARD_SIZE = "5GB"
 
 # diffusers' name of a part → the name in the released Wan files, which ComfyUI reads; in this order.
 _WAN = (
@@ -90,13 +87,7 @@ def write_dequantized(source: QuantizedFolder, out: Path, dtype: torch.dtype | N
     """Write an ordinary diffusers transformer folder, whole or not at all."""
     state = float_state(source, dtype)
     with replacing_folder(out) as unfinished:
-        save_torch_state_dict(
-            state,
-            unfinished,
-            filename_pattern=WEIGHTS_PATTERN,
-            max_shard_size=MAX_SHARD_SIZE,
-            metadata={"format": "pt"},
-        )
+        write_weights(state, unfinished)
         write_json(unfinished / "config.json", source.config)
 
 

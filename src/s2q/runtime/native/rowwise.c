@@ -14,32 +14,25 @@
 
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
 
-static inline float widened(uint16_t value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float wide;
-    memcpy(&wide, &bits, 4);
-    return wide;
-}
-
-static inline uint16_t narrowed(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-    return value != value ? 0x7fc0u : (uint16_t)rounded;
-}
-
 /* Bits of a float as an integer: ordered as the floats are where they are not negative, NaN above infinity. Their
  * maximum is found several times faster than that of floats, which compilers must take in order. */
-static inline int32_t ordered(float value) {
+static inline int32_t bits_of(float value) {
     int32_t bits;
     memcpy(&bits, &value, 4);
     return bits;
 }
 
-static inline float unordered(int32_t bits) {
+static inline float float_of(int32_t bits) {
     float value;
     memcpy(&value, &bits, 4);
     return value;
+}
+
+static inline float widened(uint16_t value) { return float_of((int32_t)((uint32_t)value << 16)); }
+
+static inline uint16_t narrowed(float value) {
+    const uint32_t bits = (uint32_t)bits_of(value), rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+    return value != value ? 0x7fc0u : (uint16_t)rounded;
 }
 
 static inline void load(float *row, const void *x, int64_t at, int64_t columns, int dtype, const float *channel) {
@@ -78,21 +71,21 @@ int NAMED(s2q_quantize_rows, SET)(const void *x, int dtype, int64_t rows, int64_
             float step, offset = 0.0f;
             int32_t top = 0, bottom = 0, most = 0;
             for (int64_t k = 0; k < size; k++) {
-                const int32_t bits = ordered(part[k]), magnitude = bits & 0x7fffffff, opposite = ordered(-part[k]);
+                const int32_t bits = bits_of(part[k]), magnitude = bits & 0x7fffffff, opposite = bits_of(-part[k]);
                 most = magnitude > most ? magnitude : most;
                 top = bits > top ? bits : top;
                 bottom = opposite > bottom ? opposite : bottom;
             }
             const int odd = most > 0x7f800000;
             if (zero) {
-                const float low = -unordered(bottom), high = unordered(top);
+                const float low = -float_of(bottom), high = float_of(top);
                 step = clip * (high - low) / (largest - smallest);
                 step = odd ? NAN : step > 0.0f ? step : 1.0f;
                 offset = rintf(-clip * low / step) + smallest;
                 offset = offset < smallest ? smallest : offset > largest ? largest : offset;
                 zero[m * groups + g] = offset;
             } else {
-                step = clip * unordered(most) / largest;
+                step = clip * float_of(most) / largest;
                 step = odd ? NAN : step > 0.0f ? step : 1.0f;
             }
             scale[m * groups + g] = step;
