@@ -35,6 +35,7 @@ from s2q.models.pipelines import open_pipeline
 from s2q.progress import terminal_progress
 from s2q.prompts import evaluation_prompts
 from s2q.recipes import RECIPES
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.storage import replacing, write_json
 from s2q.version import VERSION
 
@@ -106,6 +107,7 @@ def costs(made: dict) -> str:
 
 def main() -> None:
     """Run the tables asked for."""
+    ask_for_the_same_bits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--pipeline", default="demo")

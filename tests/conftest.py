@@ -11,7 +11,10 @@ from tiny_families import FAMILIES, TinyFamily
 
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.pipelines import OpenPipeline, open_pipeline
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.run import Quantized, quantize
+
+ask_for_the_same_bits()  # as the command line does; MKL reads it at its first product
 
 
 @pytest.fixture(scope="session")

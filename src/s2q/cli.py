@@ -51,6 +51,7 @@ from s2q.cli_work import (
 )
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
 from s2q.ranks import speaks
+from s2q.reproducible import ask_for_the_same_bits
 
 app = typer.Typer(
     help="Run video diffusion transformers in few bits without losing the video.",
@@ -67,6 +68,7 @@ app.command()(export)
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit status 2, an interruption status 130."""
+    ask_for_the_same_bits()
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' notes to developers
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
