@@ -8,6 +8,8 @@
     tokens      Figure 6b: no token weights, and λ_min from 0.1 to 0.7
     transfer    Table 8: PTQ4DiT, with salient samples, with token weights as well
     spread      what samples spread over all steps change
+    plus        what each part of s2q_plus adds, and whether salient samples help it
+    epochs      s2q_plus with a third of the steps
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -39,7 +41,7 @@ from s2q.reproducible import ask_for_the_same_bits
 from s2q.storage import replacing, write_json
 from s2q.version import VERSION
 
-S2Q = "s2q_vdit"
+S2Q, PLUS = "s2q_vdit", "s2q_plus"
 UNIFORM = f"{S2Q}:sampler.kind=uniform"
 # SVDQuant's 32 directions are a hundredth of the released models' width and a fifth of a demo's; 2 are a hundredth there.
 SAME_SHARE = "svdquant:linear.low_rank.rank=2"
@@ -78,6 +80,17 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["W4A6"],
     ),
     "spread": ([S2Q, UNIFORM], ["W4A6"]),
+    "plus": (
+        [
+            f"{UNIFORM}:objective.token_weights=false",
+            f"{PLUS}:linear.act_group_size=null:modulation.act_group_size=null",
+            PLUS,
+            f"{PLUS}:sampler.kind=salient:sampler.stratified=true",
+            f"{PLUS}:sampler.kind=salient",
+        ],
+        ["W4A4"],
+    ),
+    "epochs": ([PLUS, f"{PLUS}:optim.epochs=5"], ["W4A6", "W4A4"]),
     "costs": (list(RECIPES), ["W4A4"]),
     "study": (
         [
