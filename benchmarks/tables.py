@@ -8,6 +8,7 @@
     tokens      Figure 6b: no token weights, and λ_min from 0.1 to 0.7
     transfer    Table 8: PTQ4DiT, with salient samples, with token weights as well
     spread      what samples spread over all steps change
+    balanced    salient samples that are taken evenly of steps and of prompts
     plus        what each part of s2q_plus adds, and whether salient samples help it
     epochs      s2q_plus with a third of the steps
     costs       Tables 4 and 9: what calibration costs by stage
@@ -80,6 +81,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["W4A6"],
     ),
     "spread": ([S2Q, UNIFORM], ["W4A6"]),
+    "balanced": ([UNIFORM, f"{S2Q}:sampler.stratified=true:sampler.balanced=true"], ["W4A4"]),
     "plus": (
         [
             f"{UNIFORM}:objective.token_weights=false",

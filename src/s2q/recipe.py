@@ -150,8 +150,16 @@ class SamplerSpec(_Part):
     """What "salient" goes by: Eq. 8, or one of its factors alone."""
     stratified: bool = False
     """"salient" takes as many samples from each step as from any other, instead of the highest scores of all."""
+    balanced: bool = False
+    """With `stratified`: each pass over the steps takes as many from each prompt, too, by the greatest sum of scores."""
     pool: int | None = Field(None, ge=1)
     """Only the first so many of the recorded trajectories are chosen from; None is all."""
+
+    @model_validator(mode="after")
+    def _balanced_is_stratified(self) -> "SamplerSpec":
+        if self.balanced and not (self.kind == "salient" and self.stratified):
+            raise ValueError("balanced goes with kind=salient and stratified=true")
+        return self
 
 
 class ObjectiveSpec(_Part):
