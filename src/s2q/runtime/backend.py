@@ -73,13 +73,21 @@ class Backend(Protocol):
         """None if `quantize_input` takes this problem, else why not."""
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
-        """Transform and quantize x [M, K]; x̂ is kept where a low-rank branch wants it."""
+        """Transform and quantize x [M, K]; x̂ is kept where a low-rank branch wants it.
+
+        What comes back may be of the backend's own kind, if its `backend` is then the backend's name.
+        """
 
     def why_not_multiply(self, problem: Problem) -> str | None:
         """None if `multiply` takes this problem, else why not."""
 
     def multiply(
-        self, inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, problem: Problem
+        self,
+        inputs: QuantizedInput,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        low_rank: LowRank | None,
+        problem: Problem,
     ) -> Tensor:
         """[M, N] from an input in natural order or in the backend's own."""
 

@@ -72,17 +72,21 @@ def _order(wanted: str) -> tuple[Backend, ...]:
     return (own, BACKENDS[-1])
 
 
-def quantize_input(x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
-    """Transform and quantize x [M, K]."""
-    return choose(problem).quantize.quantize_input(x, transform, problem)
+def quantize_input(choice: Choice, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
+    """Transform and quantize x [M, K], as `Backend.quantize_input`."""
+    return choice.quantize.quantize_input(x, transform, problem)
 
 
 def multiply(
-    inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, problem: Problem
+    choice: Choice,
+    inputs: QuantizedInput,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    low_rank: LowRank | None,
+    problem: Problem,
 ) -> Tensor:
-    """Quantized input times packed weight, [M, N] of the problem's dtype."""
-    backend = choose(problem).multiply
-    if inputs.backend is not None and inputs.backend != backend.name:
+    """Quantized input times packed weight, [M, N] of the problem's dtype, whoever quantized."""
+    if inputs.backend is not None and inputs.backend != choice.multiply.name:
         maker = next(maker for maker in BACKENDS if maker.name == inputs.backend)
         inputs = maker.natural(inputs, problem)
-    return backend.multiply(inputs, weight, bias, low_rank, problem)
+    return choice.multiply.multiply(inputs, weight, bias, low_rank, problem)

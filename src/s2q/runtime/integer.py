@@ -121,7 +121,12 @@ class TorchBackend:
         return inputs._replace(codes=codes, backend=None)
 
     def multiply(
-        self, inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, problem: Problem
+        self,
+        inputs: QuantizedInput,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        low_rank: LowRank | None,
+        problem: Problem,
     ) -> Tensor:
         """One product for each group, its sums scaled, branch and bias added, in chunks of rows."""
         rows, columns = inputs.codes.shape

@@ -9,7 +9,7 @@ from s2q.checkpoint import SchemeSpec, tensor_layout
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.quantizer import group_count
 from s2q.runtime.backend import PackedWeight, Problem
-from s2q.runtime.dispatch import multiply, quantize_input
+from s2q.runtime.dispatch import choose, multiply, quantize_input
 from s2q.runtime.integer import float_weight
 from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
@@ -111,6 +111,10 @@ class QuantLinear(nn.Linear):
             own["weight_packed"], own["weight_scale"], own.get("weight_zero_point"), self.scheme.weight_bits
         )
 
+    def problem(self, x: Tensor) -> Problem:
+        """What is asked of a backend for `x` [M, K]."""
+        return Problem(x.device, x.dtype, x.shape[0], *self._asked)
+
     def low_rank(self) -> LowRank | None:
         """The branch beside the codes, if there is one."""
         if not self.scheme.low_rank:
@@ -137,19 +141,17 @@ class QuantLinear(nn.Linear):
                 scheme.low_rank_on_codes,
             )
         else:
-            flat = x.reshape(-1, self.in_features)
-            problem = Problem(x.device, x.dtype, flat.shape[0], *self._asked)
-            inputs = self._quantized(x, flat, problem)
-            y = multiply(inputs, self.packed_weight(), self._parameters["bias"], self.low_rank(), problem)
-        return y.view(*x.shape[:-1], self.out_features)
+            flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+            problem = self.problem(flat)
+            choice = choose(problem)
 
-    def _quantized(self, x: Tensor, flat: Tensor, problem: Problem) -> QuantizedInput:
-        """Transform and quantize `x`, or take it from a linear of the group that just did."""
+            def make() -> QuantizedInput:
+                return quantize_input(choice, flat, self.input_transform(), problem)
 
-        def make() -> QuantizedInput:
-            return quantize_input(flat, self.input_transform(), problem)
-
-        return make() if self.shared_input is None else self.shared_input.get(x, make)
+            inputs = make() if self.shared_input is None else self.shared_input.get(x, make)
+            own = self._parameters
+            y = multiply(choice, inputs, self.packed_weight(), own["bias"], self.low_rank(), problem)
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Every `.to`, `.half`, `.cuda` comes here: scales, transforms and branches move, but are never cast.

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.runtime.backend import PackedWeight, Problem
-from s2q.runtime.dispatch import multiply, quantize_input
+from s2q.runtime.dispatch import choose, multiply, quantize_input
 from s2q.runtime.integer import float_weight, weight_only
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, transform_input
 
@@ -53,7 +53,9 @@ def quantized_linear(
         0 if low_rank is None else low_rank_down.shape[0],
         low_rank_on_codes,
     )
-    return multiply(quantize_input(x, transform, problem), weight, bias, low_rank, problem)
+    choice = choose(problem)
+    inputs = quantize_input(choice, x, transform, problem)
+    return multiply(choice, inputs, weight, bias, low_rank, problem)
 
 
 @quantized_linear.register_fake

@@ -54,8 +54,6 @@ class QuantizedInput(NamedTuple):
     """float32 whole numbers, of the same shape; None is symmetric"""
     values: Tensor | None = None
     """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
-    sums: Tensor | None = None
-    """int32 [M, P], Σ (code − zero) of each group of the product, where a backend wants them"""
     backend: str | None = None
     """Name of the backend in whose own order the codes stand; None is the natural one"""
 

@@ -1,51 +1,83 @@
 """The backend in C: quantization with its transform in one pass, and a product that reads the weights as they are packed."""
 
 import os
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import KINDS, NATURAL, PANEL, TILES, address
+from s2q.runtime.native.library import KINDS, PANEL, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
 MOST_BRANCH = 1 << 22
 
 
+class TiledInput(NamedTuple):
+    """A quantized input as the native product takes it: all of it in one piece of memory, which is one allocation a call."""
+
+    memory: Tensor
+    """int8, the parts of `Places` one after the other"""
+    places: "Places"
+    values: Tensor | None
+    """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
+    backend: str = "native"
+
+
+class Places(NamedTuple):
+    """Offsets in bytes into the memory of a `TiledInput`, of M rows, G groups of tokens and P of the product."""
+
+    zero: int
+    """float32 [M, G], behind the step sizes, which come first"""
+    sums: int
+    """int32 [M, P], Σ (code − zero)"""
+    codes: int
+    """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
+    end: int
+
+
+@lru_cache(maxsize=4096)
+def _places(rows: int, columns: int, groups: int, parts: int, symmetric: bool) -> Places:
+    zero = 4 * rows * groups
+    sums = zero if symmetric else 2 * zero
+    codes = -(-(sums + 4 * rows * parts) // 64) * 64
+    return Places(zero, sums, codes, codes + rows * _width(columns, parts))
+
+
 def quantize_rows(
     x: Tensor, transform: InputTransform, problem: Problem, layout: int, keep_values: bool = False
 ) -> QuantizedInput:
-    """x [M, K] float32 or bfloat16, transformed and quantized, codes int8 in the order `layout` of `library`.
-
-    In tiles, codes of up to seven bits come without their zero point, and sums of each group stand beside them.
-    """
+    """x [M, K] float32 or bfloat16, transformed and quantized, codes in the order `NATURAL` or `HALVES`."""
     rows, columns = x.shape
-    bits, symmetric, groups = problem.acts
-    parts = problem.groups
-    x = x.contiguous()
+    groups = problem.acts.groups
     scale = torch.empty(rows, groups)
-    zero = None if symmetric else torch.empty(rows, groups)
+    zero = None if problem.acts.symmetric else torch.empty(rows, groups)
     values = torch.empty(rows, columns) if keep_values else None
-    codes_columns, sums = columns, None
-    if layout == TILES:
-        codes_columns, sums = _width(columns, parts), torch.empty(rows, parts, dtype=torch.int32)
-    codes = torch.empty(rows, codes_columns, dtype=torch.int8)
-    # Kept in names until the call is over: the task holds addresses.
-    channel, left, right, clip, fixed = (None if t is None else t.contiguous() for t in transform)
-    n1, n2 = (0, 0) if left is None else (left.shape[0], right.shape[0])
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    _quantize(x, transform, problem, layout, address(codes), address(scale), address(zero), 0, address(values))
+    return QuantizedInput(codes, scale, zero, values)
+
+
+def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: int, *targets: int) -> None:
+    """Targets: addresses of codes, scale, zero, sums and values."""
+    rows, columns = x.shape
+    bits, _, groups = problem.acts
+    # Kept in a name until the call is over: the task holds addresses.
+    x, transform = x.contiguous(), InputTransform(*(None if t is None else t.contiguous() for t in transform))
+    channel, left, right, clip, fixed = map(address, transform)
+    n1, n2 = (0, 0) if left == 0 else (transform.left.shape[0], transform.right.shape[0])
     task = (
-        *(address(x), KINDS[x.dtype], rows, columns, groups, parts),
-        *(address(channel), address(left), address(right), n1, n2, address(clip), address(fixed)),
-        *(bits, layout, address(codes), address(scale), address(zero), address(sums), address(values)),
+        *(x.data_ptr(), KINDS[x.dtype], rows, columns, groups, problem.groups),
+        *(channel, left, right, n1, n2, clip, fixed, bits, layout, *targets),
     )
     library.quantize(task, library.tiles_of(rows), rows * columns * (1 + (n1 + n2) // 8))
-    return QuantizedInput(codes, scale, zero, values, sums)
 
 
 def _width(columns: int, parts: int) -> int:
-    """Columns of a tile: each group filled up to a multiple of eight."""
+    """Columns of a row in tiles: each group filled up to a multiple of eight."""
     return parts * (-(-(columns // parts) // 8) * 8)
 
 
@@ -110,66 +142,93 @@ class NativeBackend:
             return "torch._int_mm has AMX here, the native product has not"
         return None
 
-    def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
+    def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> TiledInput:
         """Codes in tiles, with their sums."""
-        keep = problem.low_rank > 0 and not problem.low_rank_on_codes
-        return quantize_rows(x, transform, problem, TILES, keep)._replace(backend=self.name)
+        (rows, columns), (_, symmetric, groups) = x.shape, problem.acts
+        places = _places(rows, columns, groups, problem.groups, symmetric)
+        memory = torch.empty(places.end, dtype=torch.int8)
+        base = memory.data_ptr()
+        zero = 0 if symmetric else base + places.zero
+        values = None
+        if problem.low_rank and not problem.low_rank_on_codes:
+            values = torch.empty(rows, columns)
+        own = (base + places.codes, base, zero, base + places.sums, address(values))
+        _quantize(x, transform, problem, TILES, *own)
+        return TiledInput(memory, places, values)
 
     def multiply(
-        self, inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, problem: Problem
+        self,
+        inputs: TiledInput | QuantizedInput,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        low_rank: LowRank | None,
+        problem: Problem,
     ) -> Tensor:
         """The product, its scales, the branch and the bias, in one pass over the output."""
-        rows, columns, outputs, parts = problem.rows, problem.columns, problem.outputs, problem.groups
+        _, dtype, rows, columns, outputs, (act_bits, symmetric, groups), *_ = problem
         if inputs.backend is None:
-            inputs = _own(inputs, problem)
-        out = torch.empty(rows, outputs, dtype=problem.dtype)
+            inputs = _tiled(inputs, problem)
+        out = torch.empty(rows, outputs, dtype=dtype)
         if bias is not None and bias.dtype not in KINDS:
             bias = bias.float()
-        packed, scale, zero_point, bits = weight
-        packed, scale = packed.contiguous(), scale.contiguous()
-        zero_point = None if zero_point is None else zero_point.contiguous()
-        zero = inputs.zero if problem.acts.bits == 8 else None
-        weighed = (
-            *(columns, outputs, problem.acts.groups, parts, address(packed), packed.shape[1], bits),
-            *(address(scale), scale.shape[1], address(zero_point)),
+        packed, scale, zero_point = (None if t is None else t.contiguous() for t in weight[:3])
+        base, places = inputs.memory.data_ptr(), inputs.places
+        zero = base + places.zero if act_bits == 8 and not symmetric else 0
+        own = (
+            *(base + places.codes, base, zero, base + places.sums, rows, columns, outputs, groups, problem.groups),
+            *(packed.data_ptr(), packed.shape[1], weight.bits, scale.data_ptr(), scale.shape[1], address(zero_point)),
             *(address(bias), 0 if bias is None else KINDS[bias.dtype]),
         )
         panels, tiles = -(-outputs // PANEL), library.tiles_of(rows)
-        own = (address(inputs.codes), address(inputs.scale), address(zero), address(inputs.sums), rows)
 
         def run(first: int, last: int, branch: int) -> None:
-            task = (*own, *weighed, branch, address(out), KINDS[out.dtype])
-            library.multiply(task, first, last, panels, (last - first) * library.TILE * outputs * columns // 64)
+            work = (last - first) * TILE * outputs * columns // 64
+            library.multiply((*own, branch, out.data_ptr(), KINDS[dtype]), first, last, panels, work)
 
         if low_rank is None:
             run(0, tiles, 0)
             return out
-        middle = low_rank_input(self.natural(inputs, problem) if low_rank.on_codes else inputs, low_rank)
-        up = low_rank.up.float().mT
-        step = max(1, MOST_BRANCH // (outputs * library.TILE))
+        values = self.natural(inputs, problem) if low_rank.on_codes else inputs
+        middle, up = low_rank_input(values, low_rank), low_rank.up.float().mT
+        step = max(1, MOST_BRANCH // (outputs * TILE))
         for first in range(0, tiles, step):
             last = min(first + step, tiles)
             start, stop = library.tile_start(rows, first), library.tile_start(rows, last)
             branch = middle[start:stop] @ up
             # As if the rows before were there too.
-            run(first, last, address(branch) - start * outputs * branch.element_size())
+            run(first, last, branch.data_ptr() - start * outputs * branch.element_size())
         return out
 
-    def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
+    def natural(self, inputs: TiledInput, problem: Problem) -> QuantizedInput:
         """Out of the tiles, the zero points put back."""
-        codes = from_tiles(inputs.codes, problem.columns, problem.groups)
-        if inputs.zero is not None and problem.acts.bits < 8:
-            zero = inputs.zero.to(torch.int8).repeat_interleave(problem.columns // problem.acts.groups, 1)
-            codes = codes + zero
-        return QuantizedInput(codes, inputs.scale, inputs.zero, inputs.values)
+        memory, places = inputs.memory, inputs.places
+        bits, symmetric, groups = problem.acts
+        rows, columns = problem.rows, problem.columns
+        codes = from_tiles(memory[places.codes :].view(rows, -1), columns, problem.groups)
+        scale = memory[: places.zero].view(torch.float32).view(rows, groups)
+        if symmetric:
+            return QuantizedInput(codes, scale, None, inputs.values)
+        zero = memory[places.zero : places.sums].view(torch.float32).view(rows, groups)
+        if bits < 8:
+            codes = codes + zero.to(torch.int8).repeat_interleave(columns // groups, 1)
+        return QuantizedInput(codes, scale, zero, inputs.values)
 
 
-def _own(inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
-    """An input in natural order as `quantize_rows` would have made it."""
-    parts, codes, zero = problem.groups, inputs.codes, inputs.zero
-    whole = codes.int()
-    if zero is not None:
-        whole = whole - zero.int().repeat_interleave(problem.columns // problem.acts.groups, 1)
-    sums = whole.view(problem.rows, parts, -1).sum(-1, dtype=torch.int32)
-    tiles = to_tiles(codes if problem.acts.bits == 8 else whole.to(torch.int8), parts)
-    return QuantizedInput(tiles, inputs.scale.contiguous(), zero, inputs.values, sums)
+def _tiled(inputs: QuantizedInput, problem: Problem) -> TiledInput:
+    """An input in natural order as `NativeBackend.quantize_input` would have made it."""
+    bits, symmetric, groups = problem.acts
+    rows, columns, parts = problem.rows, problem.columns, problem.groups
+    whole = inputs.codes.int()
+    if not symmetric:
+        whole = whole - inputs.zero.int().repeat_interleave(columns // groups, 1)
+    sums = whole.view(rows, parts, -1).sum(-1, dtype=torch.int32)
+    places = _places(rows, columns, groups, parts, symmetric)
+    memory = torch.empty(places.end, dtype=torch.int8)
+    codes = to_tiles(inputs.codes if bits == 8 else whole.to(torch.int8), parts)
+    pieces = [(0, inputs.scale), (places.sums, sums), (places.codes, codes)]
+    if not symmetric:
+        pieces.append((places.zero, inputs.zero))
+    for start, piece in pieces:
+        data = piece.contiguous().view(torch.int8).flatten()
+        memory[start : start + data.numel()] = data
+    return TiledInput(memory, places, inputs.values)

@@ -245,20 +245,24 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
     /* Codes of up to seven bits fit int8 without their zero point too. */
     const int without = task->layout == TILES && task->bits < 8;
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
-    load(own->row, task->x, m * columns, columns, task->dtype, task->channel);
+    const float *row = own->row;
+    if (task->dtype == FLOAT32 && !task->channel && !task->left)
+        row = (const float *)task->x + m * columns;
+    else
+        load(own->row, task->x, m * columns, columns, task->dtype, task->channel);
     if (task->left) transform(task, own);
-    if (task->values) memcpy(task->values + m * columns, own->row, columns * sizeof(float));
+    if (task->values) memcpy(task->values + m * columns, row, columns * sizeof(float));
     for (int64_t g = 0; g < groups; g++) {
-        grid(task, own->row + g * size, size, &how.step, &how.offset);
+        grid(task, row + g * size, size, &how.step, &how.offset);
         task->scale[m * groups + g] = how.step;
         if (task->zero) task->zero[m * groups + g] = how.offset;
         if (without) how.taken = how.offset;
         if (task->layout != TILES) {
-            round_line(own->row + g * size, size, how, own->line + g * size);
+            round_line(row + g * size, size, how, own->line + g * size);
             continue;
         }
         for (int64_t p = g * each; p < (g + 1) * each; p++) {
-            const float *part = own->row + p * length;
+            const float *part = row + p * length;
             int8_t *to = tile + p * wide * rows + 4 * r;
             int32_t sum = 0;
 #if LANES == 16

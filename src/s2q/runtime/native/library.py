@@ -107,9 +107,13 @@ def use(name: str | None) -> None:
         raise ValueError(f"there is no instruction set {name!r} here: there are {', '.join(instruction_sets())}")
 
 
-def address(tensor: Tensor | None, row: int = 0) -> int:
-    """Address of a row of a contiguous tensor; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+def address(tensor: Tensor | None) -> int:
+    """Address of a contiguous tensor's values; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row(tensor: Tensor, index: int) -> int:
+    return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
 
 def tiles_of(rows: int) -> int:
@@ -152,7 +156,7 @@ def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
     function = _load().s2q_unpack_halves
 
     def part(start: int, stop: int) -> int:
-        function(address(packed, start), stop - start, out.shape[1], address(out, start))
+        function(_row(packed, start), stop - start, out.shape[1], _row(out, start))
         return 0
 
     share(part, out.shape[0], out.numel())
@@ -183,9 +187,9 @@ def scale_sums(
     function = _load().s2q_scale_sums
 
     def part(start: int, stop: int) -> int:
-        own = None if zero is None else address(zero, start)
-        given = (address(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
-        return function(address(sums, start), stop - start, columns, *given, KINDS[out.dtype], address(out, start))
+        own = None if zero is None else _row(zero, start)
+        given = (_row(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
+        return function(_row(sums, start), stop - start, columns, *given, KINDS[out.dtype], _row(out, start))
 
     share(part, rows, sums.numel())
 

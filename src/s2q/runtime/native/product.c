@@ -208,12 +208,40 @@ INLINE void put_shorts(uint16_t *to, floats value) {
     memcpy(to, &narrow, sizeof narrow);
 }
 
-/* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows. */
-INLINE void multiply_rows(const int rows, const int nibbles, const multiply_task *task, const panel *own,
-                          const int8_t *codes, int64_t high, int64_t first, int64_t output, int64_t outputs) {
+/* Vector v of the panel's part of a row, of which `outputs` values are wanted, to position `at` of the output. */
+INLINE void finish(const multiply_task *task, const panel *own, floats y, int v, int64_t at, int64_t outputs) {
+    const int64_t left = outputs - v * LANES, count = left < LANES ? left : LANES, to = at + v * LANES;
+    float wide[LANES];
+    uint16_t narrow[LANES];
+    if (task->branch) {
+        memcpy(wide, task->branch + to, count * sizeof(float));
+        y += floats_at(wide);
+    }
+    if (task->bias) y += floats_at(own->bias + v * LANES);
+    if (task->dtype == FLOAT32) {
+        float *out = (float *)task->out + to;
+        put_floats(count == LANES ? out : wide, y);
+        if (count < LANES) memcpy(out, wide, count * sizeof(float));
+    } else {
+        uint16_t *out = (uint16_t *)task->out + to;
+        put_shorts(count == LANES ? out : narrow, y);
+        if (count < LANES) memcpy(out, narrow, count * sizeof(uint16_t));
+    }
+}
+
+/* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
+ * `single` says that there is one part. */
+INLINE void multiply_rows(const int rows, const int nibbles, const int single, const multiply_task *task,
+                          const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
+                          int64_t outputs) {
     float y[ROWS][PANEL];
     const uint8_t *weights = own->weights;
-    const int64_t parts = task->parts, step = 4 * high;
+    const int64_t parts = single ? 1 : task->parts, step = 4 * high;
+    if (!single)
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) put_floats(&y[r][v * LANES], all_floats(-0.0f));
     for (int64_t p = 0; p < parts; p++) {
         ints sums[ROWS][VECTORS];
         UNROLL
@@ -251,59 +279,47 @@ INLINE void multiply_rows(const int rows, const int nibbles, const multiply_task
                 if (task->zero)
                     total -= ints_at(own->sums + p * PANEL + v * LANES) *
                              all_ints((int32_t)task->zero[m * task->groups + at]);
-                floats part = __builtin_convertvector(total, floats) * delta * floats_at(scale + v * LANES);
-                if (p) part = floats_at(&y[r][v * LANES]) + part;
-                put_floats(&y[r][v * LANES], part);
+                const floats part = __builtin_convertvector(total, floats) * delta * floats_at(scale + v * LANES);
+                if (!single)
+                    put_floats(&y[r][v * LANES], floats_at(&y[r][v * LANES]) + part);
+                else if (v * LANES < outputs)
+                    finish(task, own, part, v, m * task->outputs + output, outputs);
             }
         }
     }
-    for (int r = 0; r < rows; r++) {
-        const int64_t to = (first + r) * task->outputs + output;
-        float *result = y[r];
-        if (task->branch)
-            for (int64_t i = 0; i < outputs; i++) result[i] += task->branch[to + i];
-        if (task->bias)
-            for (int v = 0; v < VECTORS; v++)
-                put_floats(result + v * LANES, floats_at(result + v * LANES) + floats_at(own->bias + v * LANES));
-        if (task->dtype == FLOAT32) {
-            if (outputs == PANEL)
-                memcpy((float *)task->out + to, result, PANEL * sizeof(float));
-            else
-                memcpy((float *)task->out + to, result, outputs * sizeof(float));
-        } else {
-            uint16_t narrow[PANEL], *out = (uint16_t *)task->out + to;
-            for (int v = 0; v < VECTORS; v++) put_shorts(narrow + v * LANES, floats_at(result + v * LANES));
-            if (outputs == PANEL)
-                memcpy(out, narrow, sizeof narrow);
-            else
-                memcpy(out, narrow, outputs * sizeof(uint16_t));
-        }
-    }
+    if (single) return;
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECTORS && v * LANES < outputs; v++)
+            finish(task, own, floats_at(&y[r][v * LANES]), v, (first + r) * task->outputs + output, outputs);
 }
 
-#define ROWS_OF(count)                                                                        \
-    case count:                                                                               \
-        if (own->nibbles)                                                                     \
-            multiply_rows(count, 1, task, own, codes, high, first, output, outputs);          \
-        else                                                                                  \
-            multiply_rows(count, 0, task, own, codes, high, first, output, outputs);          \
+#define MULTIPLY_ROWS(rows, nibbles, single) \
+    multiply_rows(rows, nibbles, single, task, own, codes, high, first, output, outputs)
+#define CASE(rows)                                                          \
+    case rows:                                                              \
+        if (own->nibbles && task->parts == 1)                               \
+            MULTIPLY_ROWS(rows, 1, 1);                                      \
+        else if (own->nibbles)                                              \
+            MULTIPLY_ROWS(rows, 1, 0);                                      \
+        else                                                                \
+            MULTIPLY_ROWS(rows, 0, 0);                                      \
         break;
 
 static void multiply_tile(const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first,
                           int64_t output, int64_t outputs) {
     for (int64_t r = 0; r < high; r += ROWS, first += ROWS, codes += 4 * ROWS)
         switch (high - r < ROWS ? high - r : ROWS) {
-            ROWS_OF(1)
+            CASE(1)
 #if LANES >= 8
-            ROWS_OF(2)
+            CASE(2)
 #endif
 #if LANES == 16
-            ROWS_OF(3)
-            ROWS_OF(4)
-            ROWS_OF(5)
-            ROWS_OF(6)
-            ROWS_OF(7)
-            ROWS_OF(8)
+            CASE(3)
+            CASE(4)
+            CASE(5)
+            CASE(6)
+            CASE(7)
+            CASE(8)
 #endif
         }
 }
