@@ -76,10 +76,9 @@ def test_steps_of_different_backends_fit_together(steps: tuple[str, ...], linear
 def test_the_product_can_decline_an_input_of_its_own_backend(linear, x, monkeypatch) -> None:
     picky = Picky("quantize")
     use(monkeypatch, picky, *dispatch.BACKENDS)
-    problem = linear.problem(x)
-    choice = dispatch.choose(problem)._replace(quantize=picky)
-    inputs = dispatch.quantize_input(choice, x, linear.input_transform(), problem)
-    y = dispatch.multiply(choice, inputs, linear.packed_weight(), linear.bias, None, problem)
+    choice = dispatch.choose(linear.problem(x))._replace(quantize=picky)
+    inputs = dispatch.quantize_input(choice, x, linear.input_transform())
+    y = dispatch.multiply(choice, inputs, linear.packed_weight(), linear.bias, None)
     assert picky.done == ["quantize"]
     assert torch.equal(y, defined(linear, x))
 
@@ -87,10 +86,9 @@ def test_the_product_can_decline_an_input_of_its_own_backend(linear, x, monkeypa
 @needs_native
 def test_native_codes_are_multiplied_by_torch_too(linear, x) -> None:
     native, torchs = dispatch.BACKENDS
-    problem = linear.problem(x)
-    choice = dispatch.Choice(native, torchs, ())
-    inputs = dispatch.quantize_input(choice, x, linear.input_transform(), problem)
-    y = dispatch.multiply(choice, inputs, linear.packed_weight(), linear.bias, None, problem)
+    choice = dispatch.Choice(linear.problem(x), native, torchs, ())
+    inputs = dispatch.quantize_input(choice, x, linear.input_transform())
+    y = dispatch.multiply(choice, inputs, linear.packed_weight(), linear.bias, None)
     assert torch.equal(y, defined(linear, x))
 
 

@@ -192,9 +192,9 @@ class TestSharedInput:
         calls: list[int] = []
         original = module.quantize_input
 
-        def counted(choice, x, *rest):
+        def counted(choice, x, transform):
             calls.append(x.shape[0])
-            return original(choice, x, *rest)
+            return original(choice, x, transform)
 
         monkeypatch.setattr(module, "quantize_input", counted)
         return calls

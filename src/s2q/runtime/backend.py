@@ -5,7 +5,8 @@ its own, and is then the one to multiply them, or to bring them back into the na
 asks the backends in turn.
 """
 
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,9 +15,7 @@ from s2q.numerics.packing import unpack
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
 
 
-class Problem(NamedTuple):
-    """All that a backend may need to know in order to accept or decline; M rows (tokens), K columns, N outputs."""
-
+class _Asked(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     """of the input and the output"""
@@ -27,15 +26,25 @@ class Problem(NamedTuple):
     weight_bits: int
     symmetric_weights: bool = True
     weight_groups: int = 1
-    kronecker: bool = False
+    kronecker: tuple[int, int] | None = None
+    """n1, n2 of the transform"""
     input_range: bool = False
     low_rank: int = 0
     low_rank_on_codes: bool = False
 
-    @property
+
+class Problem(_Asked):
+    """All that a backend may need to know in order to accept or decline; M rows (tokens), K columns, N outputs."""
+
+    @cached_property
     def groups(self) -> int:
         """Groups of channels that the product is made of."""
         return max(self.acts.groups, self.weight_groups)
+
+    @cached_property
+    def notes(self) -> dict[str, Any]:
+        """Backend → what it worked out for this problem: `s2q.runtime.dispatch` hands out the same one each time."""
+        return {}
 
 
 class PackedWeight(NamedTuple):

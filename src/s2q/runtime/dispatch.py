@@ -25,6 +25,7 @@ BACKENDS: tuple[Backend, ...] = (NativeBackend(), TorchBackend())
 class Choice(NamedTuple):
     """Who does the two steps of a problem, and why those before them in the order do not."""
 
+    problem: Problem
     quantize: Backend
     multiply: Backend
     declined: tuple[str, ...]
@@ -55,7 +56,7 @@ def _choose(problem: Problem, wanted: str) -> Choice:
         raise AssertionError("the last backend takes everything")
 
     multiply = first("multiply", order)
-    return Choice(first("quantize", (multiply, *order)), multiply, tuple(declined))
+    return Choice(problem, first("quantize", (multiply, *order)), multiply, tuple(declined))
 
 
 def _order(wanted: str) -> tuple[Backend, ...]:
@@ -72,21 +73,16 @@ def _order(wanted: str) -> tuple[Backend, ...]:
     return (own, BACKENDS[-1])
 
 
-def quantize_input(choice: Choice, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
+def quantize_input(choice: Choice, x: Tensor, transform: InputTransform) -> QuantizedInput:
     """Transform and quantize x [M, K], as `Backend.quantize_input`."""
-    return choice.quantize.quantize_input(x, transform, problem)
+    return choice.quantize.quantize_input(x, transform, choice.problem)
 
 
 def multiply(
-    choice: Choice,
-    inputs: QuantizedInput,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    low_rank: LowRank | None,
-    problem: Problem,
+    choice: Choice, inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None
 ) -> Tensor:
     """Quantized input times packed weight, [M, N] of the problem's dtype, whoever quantized."""
     if inputs.backend is not None and inputs.backend != choice.multiply.name:
         maker = next(maker for maker in BACKENDS if maker.name == inputs.backend)
-        inputs = maker.natural(inputs, problem)
-    return choice.multiply.multiply(inputs, weight, bias, low_rank, problem)
+        inputs = maker.natural(inputs, choice.problem)
+    return choice.multiply.multiply(inputs, weight, bias, low_rank, choice.problem)

@@ -83,7 +83,7 @@ class QuantLinear(nn.Linear):
             scheme.weight_bits,
             scheme.symmetric_weights,
             group_count(in_features, scheme.group_size),
-            scheme.kronecker,
+            scheme.factors(in_features) if scheme.kronecker else None,
             scheme.input_range,
             scheme.low_rank,
             scheme.low_rank_on_codes,
@@ -142,15 +142,14 @@ class QuantLinear(nn.Linear):
             )
         else:
             flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
-            problem = self.problem(flat)
-            choice = choose(problem)
+            choice = choose(self.problem(flat))
 
             def make() -> QuantizedInput:
-                return quantize_input(choice, flat, self.input_transform(), problem)
+                return quantize_input(choice, flat, self.input_transform())
 
             inputs = make() if self.shared_input is None else self.shared_input.get(x, make)
             own = self._parameters
-            y = multiply(choice, inputs, self.packed_weight(), own["bias"], self.low_rank(), problem)
+            y = multiply(choice, inputs, self.packed_weight(), own["bias"], self.low_rank())
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

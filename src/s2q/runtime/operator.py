@@ -39,7 +39,7 @@ def quantized_linear(
     low_rank = None if low_rank_down is None else LowRank(low_rank_down, low_rank_up, low_rank_on_codes)
     if act_bits == WEIGHT_ONLY:
         return weight_only(transform_input(x, transform), weight, bias, low_rank).to(x.dtype)
-    problem = Problem(
+    asked = Problem(
         x.device,
         x.dtype,
         *x.shape,
@@ -48,14 +48,13 @@ def quantized_linear(
         weight_bits,
         weight_zero_point is None,
         weight_scale.shape[1],
-        input_left is not None,
+        None if input_left is None else (input_left.shape[0], input_right.shape[0]),
         input_range is not None,
         0 if low_rank is None else low_rank_down.shape[0],
         low_rank_on_codes,
     )
-    choice = choose(problem)
-    inputs = quantize_input(choice, x, transform, problem)
-    return multiply(choice, inputs, weight, bias, low_rank, problem)
+    choice = choose(asked)
+    return multiply(choice, quantize_input(choice, x, transform), weight, bias, low_rank)
 
 
 @quantized_linear.register_fake

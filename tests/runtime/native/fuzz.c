@@ -62,14 +62,19 @@ static int round_trip(void) {
         float *scale = malloc(rows * groups * 4), *zero = malloc(rows * groups * 4), *values = malloc(rows * columns * 4);
         int32_t *sums = malloc(rows * parts * 4);
         void *out = malloc(rows * outputs * size);
-        const quantize_task coded = {narrow ? (void *)low : x, narrow, rows, columns, groups, parts, channel,
-                                     kronecker ? left : NULL, right, kronecker ? parts : 0, kronecker ? length : 0, &clip,
-                                     NULL, bits, 2, codes, scale, symmetric ? NULL : zero, sums, values};
+        const quantize_task coded = {
+            .dtype = narrow, .rows = rows, .columns = columns, .groups = groups, .parts = parts,
+            .n1 = kronecker ? parts : 0, .n2 = kronecker ? length : 0, .bits = bits, .layout = 2,
+            .x = narrow ? (void *)low : x, .channel = channel, .left = kronecker ? left : NULL, .right = right,
+            .clip = &clip, .codes = codes, .scale = scale, .zero = symmetric ? NULL : zero, .sums = sums,
+            .values = values};
         failed |= s2q_quantize(&coded, 0, tiles);
-        const multiply_task product = {codes, scale, symmetric || bits < 8 ? NULL : zero, sums, rows, columns, outputs,
-                                       groups, parts, packed, words, weight_bits, weight_scale, weight_groups,
-                                       with_zero ? weight_zero : NULL, with_bias ? bias : NULL, 0,
-                                       with_branch ? branch : NULL, out, narrow};
+        const multiply_task product = {
+            .rows = rows, .columns = columns, .outputs = outputs, .groups = groups, .parts = parts, .words = words,
+            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .codes = codes, .scale = scale,
+            .zero = symmetric || bits < 8 ? NULL : zero, .sums = sums, .packed = packed, .weight_scale = weight_scale,
+            .weight_zero = with_zero ? weight_zero : NULL, .bias = with_bias ? bias : NULL,
+            .branch = with_branch ? branch : NULL, .out = out};
         failed |= s2q_multiply(&product, 0, panels, 0, tiles);
         /* Sums of the transform are fused where the set can, so their last bits may differ. */
         if (!first)

@@ -1,34 +1,26 @@
 """The backend in C: quantization with its transform in one pass, and a product that reads the weights as they are packed."""
 
 import os
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import KINDS, PANEL, TILE, TILES, address
+from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
 MOST_BRANCH = 1 << 22
 
 
-class TiledInput(NamedTuple):
-    """A quantized input as the native product takes it: all of it in one piece of memory, which is one allocation a call."""
+class Plan(NamedTuple):
+    """What follows from a problem alone, worked out once: M rows, G groups of the tokens and P of the product.
 
-    memory: Tensor
-    """int8, the parts of `Places` one after the other"""
-    places: "Places"
-    values: Tensor | None
-    """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
-    backend: str = "native"
-
-
-class Places(NamedTuple):
-    """Offsets in bytes into the memory of a `TiledInput`, of M rows, G groups of tokens and P of the product."""
+    An input in tiles is one piece of memory, which is one allocation a call; the offsets in it are in bytes.
+    """
 
     zero: int
     """float32 [M, G], behind the step sizes, which come first"""
@@ -37,14 +29,42 @@ class Places(NamedTuple):
     codes: int
     """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
     end: int
+    tiles: int
+    panels: int
+    quantize_work: int
+    multiply_work: int
+    """of a tile"""
+    multiply_task: bytes
+    """the first nine fields"""
 
 
-@lru_cache(maxsize=4096)
-def _places(rows: int, columns: int, groups: int, parts: int, symmetric: bool) -> Places:
-    zero = 4 * rows * groups
-    sums = zero if symmetric else 2 * zero
-    codes = -(-(sums + 4 * rows * parts) // 64) * 64
-    return Places(zero, sums, codes, codes + rows * _width(columns, parts))
+def _plan(problem: Problem) -> Plan:
+    plan = problem.notes.get("native")
+    if plan is None:
+        _, dtype, rows, columns, outputs, (_, symmetric, groups), bits, *_ = problem
+        parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
+        zero = 4 * rows * groups
+        sums = zero if symmetric else 2 * zero
+        codes = -(-(sums + 4 * rows * parts) // 64) * 64
+        words = packed_width(columns, bits)
+        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype])
+        plan = problem.notes["native"] = Plan(
+            *(zero, sums, codes, codes + rows * _width(columns, parts)),
+            *(library.tiles_of(rows), -(-outputs // PANEL)),
+            *(rows * columns * (1 + (n1 + n2) // 8), TILE * outputs * columns // 64),
+            NINE.pack(*known),
+        )
+    return plan
+
+
+class TiledInput(NamedTuple):
+    """A quantized input as the native product takes it."""
+
+    memory: Tensor
+    """int8 [plan.end]"""
+    values: Tensor | None
+    """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
+    backend: str = "native"
 
 
 def quantize_rows(
@@ -63,17 +83,16 @@ def quantize_rows(
 
 def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: int, *targets: int) -> None:
     """Targets: addresses of codes, scale, zero, sums and values."""
-    rows, columns = x.shape
-    bits, _, groups = problem.acts
-    # Kept in a name until the call is over: the task holds addresses.
-    x, transform = x.contiguous(), InputTransform(*(None if t is None else t.contiguous() for t in transform))
-    channel, left, right, clip, fixed = map(address, transform)
-    n1, n2 = (0, 0) if left == 0 else (transform.left.shape[0], transform.right.shape[0])
-    task = (
-        *(x.data_ptr(), KINDS[x.dtype], rows, columns, groups, problem.groups),
-        *(channel, left, right, n1, n2, clip, fixed, bits, layout, *targets),
-    )
-    library.quantize(task, library.tiles_of(rows), rows * columns * (1 + (n1 + n2) // 8))
+    plan, notes = _plan(problem), problem.notes
+    known = notes.get(layout)
+    if known is None:
+        (bits, _, groups), (n1, n2) = problem.acts, problem.kronecker or (0, 0)
+        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, bits, layout)
+        known = notes[layout] = NINE.pack(*sizes)
+    # Kept in names until the call is over: the task holds addresses.
+    x, transform = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform]
+    given = [0 if t is None else t.data_ptr() for t in transform]
+    library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), plan.tiles, plan.quantize_work)
 
 
 def _width(columns: int, parts: int) -> int:
@@ -144,17 +163,16 @@ class NativeBackend:
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> TiledInput:
         """Codes in tiles, with their sums."""
-        (rows, columns), (_, symmetric, groups) = x.shape, problem.acts
-        places = _places(rows, columns, groups, problem.groups, symmetric)
-        memory = torch.empty(places.end, dtype=torch.int8)
-        base = memory.data_ptr()
-        zero = 0 if symmetric else base + places.zero
+        plan = _plan(problem)
+        memory = torch.empty(plan.end, dtype=torch.int8)
         values = None
         if problem.low_rank and not problem.low_rank_on_codes:
-            values = torch.empty(rows, columns)
-        own = (base + places.codes, base, zero, base + places.sums, address(values))
+            values = torch.empty(problem.rows, problem.columns)
+        base = memory.data_ptr()
+        zero = 0 if problem.acts.symmetric else base + plan.zero
+        own = (base + plan.codes, base, zero, base + plan.sums, address(values))
         _quantize(x, transform, problem, TILES, *own)
-        return TiledInput(memory, places, values)
+        return TiledInput(memory, values)
 
     def multiply(
         self,
@@ -165,34 +183,36 @@ class NativeBackend:
         problem: Problem,
     ) -> Tensor:
         """The product, its scales, the branch and the bias, in one pass over the output."""
-        _, dtype, rows, columns, outputs, (act_bits, symmetric, groups), *_ = problem
+        plan, rows, outputs = _plan(problem), problem.rows, problem.outputs
         if inputs.backend is None:
             inputs = _tiled(inputs, problem)
-        out = torch.empty(rows, outputs, dtype=dtype)
+        out = torch.empty(rows, outputs, dtype=problem.dtype)
         if bias is not None and bias.dtype not in KINDS:
             bias = bias.float()
-        packed, scale, zero_point = (None if t is None else t.contiguous() for t in weight[:3])
-        base, places = inputs.memory.data_ptr(), inputs.places
-        zero = base + places.zero if act_bits == 8 and not symmetric else 0
+        # Kept in names until the call is over: the task holds addresses.
+        packed, scale, zero_point = weight.packed.contiguous(), weight.scale.contiguous(), weight.zero_point
+        if zero_point is not None:
+            zero_point = zero_point.contiguous()
+        base = inputs.memory.data_ptr()
+        bits, symmetric, _ = problem.acts
         own = (
-            *(base + places.codes, base, zero, base + places.sums, rows, columns, outputs, groups, problem.groups),
-            *(packed.data_ptr(), packed.shape[1], weight.bits, scale.data_ptr(), scale.shape[1], address(zero_point)),
-            *(address(bias), 0 if bias is None else KINDS[bias.dtype]),
+            *(base + plan.codes, base, base + plan.zero if bits == 8 and not symmetric else 0, base + plan.sums),
+            *(packed.data_ptr(), scale.data_ptr(), address(zero_point)),
+            *((0, 0) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])),
         )
-        panels, tiles = -(-outputs // PANEL), library.tiles_of(rows)
 
         def run(first: int, last: int, branch: int) -> None:
-            work = (last - first) * TILE * outputs * columns // 64
-            library.multiply((*own, branch, out.data_ptr(), KINDS[dtype]), first, last, panels, work)
+            task = plan.multiply_task + ELEVEN.pack(*own, branch, out.data_ptr())
+            library.multiply(task, first, last, plan.panels, (last - first) * plan.multiply_work)
 
         if low_rank is None:
-            run(0, tiles, 0)
+            run(0, plan.tiles, 0)
             return out
         values = self.natural(inputs, problem) if low_rank.on_codes else inputs
         middle, up = low_rank_input(values, low_rank), low_rank.up.float().mT
         step = max(1, MOST_BRANCH // (outputs * TILE))
-        for first in range(0, tiles, step):
-            last = min(first + step, tiles)
+        for first in range(0, plan.tiles, step):
+            last = min(first + step, plan.tiles)
             start, stop = library.tile_start(rows, first), library.tile_start(rows, last)
             branch = middle[start:stop] @ up
             # As if the rows before were there too.
@@ -201,14 +221,14 @@ class NativeBackend:
 
     def natural(self, inputs: TiledInput, problem: Problem) -> QuantizedInput:
         """Out of the tiles, the zero points put back."""
-        memory, places = inputs.memory, inputs.places
+        memory, plan = inputs.memory, _plan(problem)
         bits, symmetric, groups = problem.acts
         rows, columns = problem.rows, problem.columns
-        codes = from_tiles(memory[places.codes :].view(rows, -1), columns, problem.groups)
-        scale = memory[: places.zero].view(torch.float32).view(rows, groups)
+        codes = from_tiles(memory[plan.codes :].view(rows, -1), columns, problem.groups)
+        scale = memory[: plan.zero].view(torch.float32).view(rows, groups)
         if symmetric:
             return QuantizedInput(codes, scale, None, inputs.values)
-        zero = memory[places.zero : places.sums].view(torch.float32).view(rows, groups)
+        zero = memory[plan.zero : plan.sums].view(torch.float32).view(rows, groups)
         if bits < 8:
             codes = codes + zero.to(torch.int8).repeat_interleave(columns // groups, 1)
         return QuantizedInput(codes, scale, zero, inputs.values)
@@ -217,18 +237,17 @@ class NativeBackend:
 def _tiled(inputs: QuantizedInput, problem: Problem) -> TiledInput:
     """An input in natural order as `NativeBackend.quantize_input` would have made it."""
     bits, symmetric, groups = problem.acts
-    rows, columns, parts = problem.rows, problem.columns, problem.groups
+    rows, parts, plan = problem.rows, problem.groups, _plan(problem)
     whole = inputs.codes.int()
     if not symmetric:
-        whole = whole - inputs.zero.int().repeat_interleave(columns // groups, 1)
+        whole = whole - inputs.zero.int().repeat_interleave(problem.columns // groups, 1)
     sums = whole.view(rows, parts, -1).sum(-1, dtype=torch.int32)
-    places = _places(rows, columns, groups, parts, symmetric)
-    memory = torch.empty(places.end, dtype=torch.int8)
     codes = to_tiles(inputs.codes if bits == 8 else whole.to(torch.int8), parts)
-    pieces = [(0, inputs.scale), (places.sums, sums), (places.codes, codes)]
+    memory = torch.empty(plan.end, dtype=torch.int8)
+    pieces = [(0, inputs.scale), (plan.sums, sums), (plan.codes, codes)]
     if not symmetric:
-        pieces.append((places.zero, inputs.zero))
+        pieces.append((plan.zero, inputs.zero))
     for start, piece in pieces:
         data = piece.contiguous().view(torch.int8).flatten()
         memory[start : start + data.numel()] = data
-    return TiledInput(memory, places, inputs.values)
+    return TiledInput(memory, inputs.values)

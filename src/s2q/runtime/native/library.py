@@ -4,14 +4,14 @@ import ctypes
 import importlib.util
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
-VERSION = 2
+VERSION = 3
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 # Orders of the codes, rows of a tile and outputs of a panel, as in lanes.h and product.c.
@@ -34,8 +34,8 @@ _SIGNATURES = {
     "s2q_set_name": ((_INT,), ctypes.c_char_p),
     "s2q_use": ((ctypes.c_char_p,), _INT),
 }
-# Fields of tasks.h, all of 64 bits.
-QUANTIZE_TASK, MULTIPLY_TASK = struct.Struct("=20q"), struct.Struct("=20q")
+# Fields of tasks.h, all of 64 bits: first what the problem says, then what the tensors say.
+NINE, ELEVEN = struct.Struct("=9q"), struct.Struct("=11q")
 
 
 @cache
@@ -127,27 +127,27 @@ def tile_start(rows: int, index: int) -> int:
     return index * (rows // tiles) + min(index, rows % tiles)
 
 
-def quantize(task: Sequence[int], tiles: int, work: int) -> None:
-    """Call `s2q_quantize` with the fields of `quantize_task` in tasks.h.
+def quantize(task: bytes, tiles: int, work: int) -> None:
+    """Call `s2q_quantize` with a `quantize_task` of tasks.h.
 
     Args:
         tiles: tiles of the rows.
         work: operations of the whole, to judge how many threads are worth it.
     """
-    function, packed = _load().s2q_quantize, QUANTIZE_TASK.pack(*task)
-    share(lambda start, stop: function(packed, start, stop), tiles, work)
+    function = _load().s2q_quantize
+    share(lambda start, stop: function(task, start, stop), tiles, work)
 
 
-def multiply(task: Sequence[int], first: int, last: int, panels: int, work: int) -> None:
-    """Call `s2q_multiply` with the fields of `multiply_task` in tasks.h, for tiles `first` to `last` and all panels.
+def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None:
+    """Call `s2q_multiply` with a `multiply_task` of tasks.h, for tiles `first` to `last` and all panels.
 
     Threads take panels each, or tiles where panels are few.
     """
-    function, packed = _load().s2q_multiply, MULTIPLY_TASK.pack(*task)
+    function = _load().s2q_multiply
     if panels >= 4 * torch.get_num_threads():
-        share(lambda start, stop: function(packed, start, stop, first, last), panels, work)
+        share(lambda start, stop: function(task, start, stop, first, last), panels, work)
     else:
-        share(lambda start, stop: function(packed, 0, panels, first + start, first + stop), last - first, work)
+        share(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, work)
 
 
 def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
