@@ -137,13 +137,13 @@ INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t r
 #if LANES == 16
 /* `round_line` and `into_tile` at once, for an eightfold number of columns: returns the sum of the codes.
  *
- * A quotient and its dividend times the reciprocal round to the same whole number unless they lie close to a half, so only
- * there, and where the reciprocal is not normal, is divided. */
+ * A quotient below 400 and its dividend times the reciprocal differ by less than 1e-4, so they round to the same whole number
+ * unless they lie that close to a half; only there, and where the reciprocal is not normal, is divided. Larger ones are clamped. */
 static int32_t round_into_tile(const float *part, int64_t size, rounding how, int8_t *to, int64_t rows) {
     const __m512 step = _mm512_set1_ps(how.step), offset = _mm512_set1_ps(how.offset), taken = _mm512_set1_ps(how.taken);
     const __m512 smallest = _mm512_set1_ps(how.smallest), largest = _mm512_set1_ps(how.largest);
     const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
-    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.499f);
+    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.4999f);
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
     const int64_t jump = 4 * rows;
     __m512i sum = _mm512_setzero_si512();
@@ -185,10 +185,15 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
         load(own->row, task->x, m * columns, columns, task->dtype, task->channel);
     if (task->left) transform(task, own);
     if (task->values) memcpy(task->values + m * columns, row, columns * sizeof(float));
+    /* Grids of all groups first: they do not wait for each other, as rounding waits for its grid. */
     for (int64_t g = 0; g < groups; g++) {
         grid(task, row + g * size, size, &how.step, &how.offset);
         task->scale[m * groups + g] = how.step;
         if (task->zero) task->zero[m * groups + g] = how.offset;
+    }
+    for (int64_t g = 0; g < groups; g++) {
+        how.step = task->scale[m * groups + g];
+        how.offset = task->zero ? task->zero[m * groups + g] : 0.0f;
         if (without) how.taken = how.offset;
         if (task->layout != TILES) {
             round_line(row + g * size, size, how, own->line + g * size);
