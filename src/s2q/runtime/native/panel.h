@@ -60,9 +60,9 @@ static int32_t zero_at(const uint32_t *packed, int64_t groups, int64_t g, int64_
     return (int32_t)(value >> at & ((1u << bits) - 1));
 }
 
-/* Words of sixteen rows, from rows `stride` bytes apart to columns PANEL words apart. */
+/* Sixteen words of sixteen rows, from rows `stride` bytes apart to columns `jump` bytes apart. */
 #if LANES == 16
-static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to) {
+static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t jump) {
     __m512i a[16], b[16];
     UNROLL
     for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * stride);
@@ -87,9 +87,30 @@ static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to) {
     }
     UNROLL
     for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512(to + 4 * PANEL * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(to + 4 * PANEL * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        _mm512_storeu_si512(to + jump * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(to + jump * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
     }
+}
+
+/* `take_bytes` of sixteen rows of 8-bit codes, 64 columns at a time: returns the eights done. */
+static int64_t turn_bytes(const uint8_t *from, int64_t stride, int64_t eights, uint8_t *to) {
+    /* Bytes of a word as (0, 2, 1, 3). */
+    const __m512i order = _mm512_set4_epi32(0x0f0d0e0c, 0x0b090a08, 0x07050604, 0x03010200);
+    const __m512i low = _mm512_set1_epi32(0xffff);
+    int64_t e = 0;
+    for (; e + 8 <= eights; e += 8) {
+        uint8_t turned[16 * 64];
+        turn_words(from + 8 * e, stride, turned, 64);
+        for (int i = 0; i < 8; i++) {
+            const __m512i first = _mm512_shuffle_epi8(_mm512_loadu_si512(turned + 128 * i), order);
+            const __m512i second = _mm512_shuffle_epi8(_mm512_loadu_si512(turned + 128 * i + 64), order);
+            uint8_t *eight = to + 8 * PANEL * (e + i);
+            _mm512_storeu_si512(eight, _mm512_or_si512(_mm512_and_si512(first, low), _mm512_slli_epi32(second, 16)));
+            _mm512_storeu_si512(eight + 4 * PANEL,
+                                _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_andnot_si512(low, second)));
+        }
+    }
+    return e;
 }
 #endif
 
@@ -99,7 +120,7 @@ static void take_nibbles(const uint8_t *rows, int64_t stride, int64_t count, int
 #if LANES == 16
     for (; n + 16 <= outputs; n += 16) {
         int64_t w = 0;
-        for (; w + 16 <= count; w += 16) turn_words(rows + n * stride + 4 * w, stride, to + 4 * (w * PANEL + n));
+        for (; w + 16 <= count; w += 16) turn_words(rows + n * stride + 4 * w, stride, to + 4 * (w * PANEL + n), 4 * PANEL);
         for (; w < count; w++)
             for (int64_t i = n; i < n + 16; i++) memcpy(to + 4 * (w * PANEL + i), rows + i * stride + 4 * w, 4);
     }
@@ -114,10 +135,18 @@ static void take_nibbles(const uint8_t *rows, int64_t stride, int64_t count, int
 static void take_bytes(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
     const int64_t bits = task->bits, length = task->columns / task->parts, row = task->words * 4;
     const uint32_t mask = (1u << bits) - 1;
+    int64_t done = 0, whole = 0; /* eights of all parts in the first `done` rows */
+#if LANES == 16
+    if (bits == 8 && length % 8 == 0)
+        for (; done + 16 <= outputs; done += 16)
+            whole = turn_bytes(task->packed + (first + done) * row, row, own->eights * task->parts,
+                               own->weights + 4 * done);
+#endif
     for (int64_t i = 0; i < outputs; i++) {
         const uint8_t *stream = task->packed + (first + i) * row;
         for (int64_t p = 0; p < task->parts; p++)
             for (int64_t e = 0; e < own->eights; e++) {
+                if (i < done && p * own->eights + e < whole) continue;
                 uint8_t *to = own->weights + 8 * PANEL * (p * own->eights + e) + 4 * i;
                 const int64_t k = p * length + 8 * e, left = length - 8 * e, at = (k * bits) >> 3;
                 uint8_t codes[8] = {0};
