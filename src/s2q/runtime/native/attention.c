@@ -12,31 +12,34 @@
 #include <stdlib.h>
 #include <string.h>
 
-#if defined(__AVX2__)
+/* VECTOR bytes are a register; TILE keys, or channels, are summed at a time, as many as there are registers for. */
+#if defined(__AVX512BW__)
 #include <immintrin.h>
+enum { VECTOR = 64, TILE = 8 };
+#elif defined(__AVX2__)
+#include <immintrin.h>
+enum { VECTOR = 32, TILE = 2 };
+#else
+enum { VECTOR = 16, TILE = 1 };
 #endif
 
 #define JOIN(name, set) name##_##set
 #define NAMED(name, set) JOIN(name, set)
 #define INLINE static inline __attribute__((always_inline))
 
-/* TILE keys, or channels, are summed at a time: as many as there are registers for. */
-#if defined(__AVX512F__)
-enum { TILE = 8 };
-#else
-enum { TILE = 2 };
-#endif
-enum { LANES = 16, WIDE = QUERIES / LANES };
+enum { LANES = VECTOR / 4, WIDE = QUERIES / LANES };
 
-typedef float floats __attribute__((vector_size(64)));
-typedef int32_t ints __attribute__((vector_size(64)));
+typedef float floats __attribute__((vector_size(VECTOR)));
+typedef int32_t ints __attribute__((vector_size(VECTOR)));
 
 static const float POWERS[5] = {1.0f, 0.6930635690344632f, 0.2394567375505338f, 0.05322356574378527f, 0.006831887736586854f};
 static const float SMALLEST_POWER = -126.0f, LOWEST_BIAS = -3e38f, LOG2_E = 1.4426950408889634f, SHARES = 255.0f;
 
 INLINE floats larger(floats a, floats b) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
     return (floats)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
 #else
     const ints first = a > b;
     return (floats)((first & (ints)a) | (~first & (ints)b));
@@ -56,13 +59,8 @@ INLINE ints dot(ints sum, ints a, int32_t b) {
     sum += (ints)_mm512_madd_epi16((__m512i)low, _mm512_set1_epi32(even));
     return sum + (ints)_mm512_madd_epi16((__m512i)high, _mm512_set1_epi32(odd));
 #elif defined(__AVX2__)
-    union { ints whole; __m256i half[2]; } l = {low}, h = {high}, s = {sum};
-    const __m256i e = _mm256_set1_epi32(even), o = _mm256_set1_epi32(odd);
-    for (int i = 0; i < 2; i++) {
-        const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(l.half[i], e), _mm256_madd_epi16(h.half[i], o));
-        s.half[i] = _mm256_add_epi32(s.half[i], both);
-    }
-    return s.whole;
+    sum += (ints)_mm256_madd_epi16((__m256i)low, _mm256_set1_epi32(even));
+    return sum + (ints)_mm256_madd_epi16((__m256i)high, _mm256_set1_epi32(odd));
 #else
     sum += (low & 0xffff) * (int32_t)(int16_t)even + (low >> 16) * (even >> 16);
     return sum + (high & 0xffff) * (int32_t)(int16_t)odd + (high >> 16) * (odd >> 16);
@@ -226,19 +224,19 @@ INLINE void score(const struct attention *a, struct tile *t, const ints (*querie
         ints sum[TILE][WIDE];
 #pragma GCC unroll 8
         for (int j = 0; j < TILE; j++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
             for (int w = 0; w < WIDE; w++) sum[j][w] = (ints){0} + key_start[j0 + j];
         for (int64_t d = 0; d < a->quads; d++) {
 #pragma GCC unroll 8
             for (int j = 0; j < TILE; j++) {
                 const int32_t quad = quad_at(row + (j * a->quads + d) * 4);
-#pragma GCC unroll 2
+#pragma GCC unroll 8
                 for (int w = 0; w < WIDE; w++) sum[j][w] = dot(sum[j][w], queries[d][w], quad);
             }
         }
 #pragma GCC unroll 8
         for (int j = 0; j < TILE; j++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
             for (int w = 0; w < WIDE; w++) {
                 floats value = __builtin_convertvector(sum[j][w], floats) * step[j0 + j];
                 if (biased) value = value * t->factor[w] + t->bias[j0 + j][w];
@@ -257,7 +255,7 @@ INLINE void share(struct tile *t, int biased, const floats top[WIDE], ints total
     const int32_t excess = (int32_t)(bits + (bits << 8));
     for (int w = 0; w < WIDE; w++) total[w] = (ints){0};
     for (int64_t j = 0; j < KEYS; j += 4)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
         for (int w = 0; w < WIDE; w++) {
             ints quad = (ints){0} - excess;
 #pragma GCC unroll 4
@@ -278,19 +276,19 @@ INLINE void attend(const struct attention *a, const struct tile *t, const int8_t
         ints sum[TILE][WIDE];
 #pragma GCC unroll 8
         for (int d = 0; d < TILE; d++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
             for (int w = 0; w < WIDE; w++) sum[d][w] = (ints){0};
         for (int64_t j = 0; j < KEYS / 4; j++) {
 #pragma GCC unroll 8
             for (int d = 0; d < TILE; d++) {
                 const int32_t quad = quad_at(values + (j * a->channels + d0 + d) * 4);
-#pragma GCC unroll 2
+#pragma GCC unroll 8
                 for (int w = 0; w < WIDE; w++) sum[d][w] = dot(sum[d][w], t->shares[j][w], quad);
             }
         }
 #pragma GCC unroll 8
         for (int d = 0; d < TILE; d++)
-#pragma GCC unroll 2
+#pragma GCC unroll 8
             for (int w = 0; w < WIDE; w++)
                 attended[d0 + d][w] = attended[d0 + d][w] * before[w] + __builtin_convertvector(sum[d][w], floats) * now[w];
     }
