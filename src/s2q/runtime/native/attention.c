@@ -27,7 +27,7 @@ enum { VECTOR = 16, TILE = 1 };
 #define NAMED(name, set) JOIN(name, set)
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = VECTOR / 4, WIDE = QUERIES / LANES };
+enum { AHEAD = 8, LANES = VECTOR / 4, WIDE = QUERIES / LANES };
 
 typedef float floats __attribute__((vector_size(VECTOR)));
 typedef int32_t ints __attribute__((vector_size(VECTOR)));
@@ -92,25 +92,34 @@ static inline float float_of(uint32_t bits) {
     return value;
 }
 
-static inline uint16_t narrowed(float value) {
+static inline uint32_t bits_of(float value) {
     uint32_t bits;
     memcpy(&bits, &value, 4);
+    return bits;
+}
+
+static inline uint16_t narrowed(float value) {
+    const uint32_t bits = bits_of(value);
     return value != value ? 0x7fc0u : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline void load(float *row, const void *x, int64_t at, int64_t columns, int dtype) {
+static inline void load(float *restrict row, const void *restrict x, int64_t at, int64_t columns, int dtype) {
     if (dtype == FLOAT32)
         memcpy(row, (const float *)x + at, columns * sizeof(float));
     else
         for (int64_t k = 0; k < columns; k++) row[k] = float_of((uint32_t)((const uint16_t *)x)[at + k] << 16);
 }
 
+/* Ask for a row early: rows of one head lie pages apart, where no prefetcher of the CPU follows. */
+static inline void expect(const void *x, int64_t at, int64_t columns, int dtype) {
+    const int64_t size = dtype == FLOAT32 ? 4 : 2;
+    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch((const char *)x + at * size + byte);
+}
+
 static inline float magnitude(const float *row, int64_t columns) {
     uint32_t most = 0;  /* magnitudes are ordered as their bits are, NaN above infinity */
     for (int64_t k = 0; k < columns; k++) {
-        uint32_t bits;
-        memcpy(&bits, row + k, 4);
-        bits &= 0x7fffffffu;
+        const uint32_t bits = bits_of(row[k]) & 0x7fffffffu;
         most = bits > most ? bits : most;
     }
     return float_of(most);
@@ -127,53 +136,85 @@ static inline int8_t rounded(float value) {
     return (int8_t)(int32_t)(value < 127.0f ? value : 127.0f);
 }
 
-/* Keys and values of heads `start` to `stop` as codes. Returns 0, or 1 if there is no memory. */
-int NAMED(s2q_attention_pack, SET)(const struct attention *a, int64_t start, int64_t stop) {
-    const int64_t padded = a->blocks * KEYS, width = a->quads * 4, channels = a->channels;
-    const int64_t columns = a->width > a->value_width ? a->width : a->value_width;
-    float *row = malloc(columns * sizeof(float));
-    if (!row) return 1;
-    for (int64_t head = start; head < stop; head++) {
-        const int64_t batch = head / a->heads, own = head % a->heads;
-        const float *key_mean = a->key_mean + head * a->width, *value_mean = a->value_mean + head * a->value_width;
-        int8_t *codes = a->key_codes + head * padded * width, *values = a->value_codes + head * padded * channels;
-        float *steps = a->key_step + head * padded, *value_step = a->value_step + head * a->value_width, highest = 0.0f;
-        memset(codes, 0, padded * width);
-        memset(values, 0, padded * channels);
-        for (int64_t j = 0; j < padded; j++) {
-            int32_t sum = 0;
-            steps[j] = 0.0f;
-            if (j < a->keys) {
-                load(row, a->key, batch * a->key_stride[0] + own * a->key_stride[1] + j * a->key_stride[2], a->width, a->dtype);
-                for (int64_t k = 0; k < a->width; k++) row[k] -= key_mean[k];
-                const float step = steps[j] = step_of(magnitude(row, a->width));
-                int8_t *target = codes + j * width;
-                for (int64_t k = 0; k < a->width; k++) sum += target[k] = rounded(row[k] / step);
-                highest = highest > step ? highest : step;
-                if (step != step) highest = NAN;
-            }
-            a->key_start[head * padded + j] = -128 * sum;
-        }
-        a->key_poison[head] = highest * 0.0f;
-        memset(value_step, 0, a->value_width * sizeof(float));
-        const int64_t at = batch * a->value_stride[0] + own * a->value_stride[1];
-        for (int64_t j = 0; j < a->keys; j++) {
-            load(row, a->value, at + j * a->value_stride[2], a->value_width, a->dtype);
-            for (int64_t d = 0; d < a->value_width; d++) {
-                const float size = fabsf(row[d] - value_mean[d]);
-                value_step[d] = !(size <= value_step[d]) ? size : value_step[d];
-                if (size != size) value_step[d] = INFINITY;
-            }
-        }
-        for (int64_t d = 0; d < a->value_width; d++) value_step[d] = step_of(value_step[d]);
-        for (int64_t j = 0; j < a->keys; j++) {
-            load(row, a->value, at + j * a->value_stride[2], a->value_width, a->dtype);
-            int8_t *target = values + (j / 4) * channels * 4 + j % 4;
-            for (int64_t d = 0; d < a->value_width; d++) target[4 * d] = rounded((row[d] - value_mean[d]) / value_step[d]);
+/* Codes of one row; returns their sum. */
+static inline int32_t round_row(const float *restrict row, int64_t columns, float step, int8_t *restrict codes) {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < columns; k++) {
+        codes[k] = rounded(row[k] / step);
+        sum += codes[k];
+    }
+    return sum;
+}
+
+static inline void subtract(float *restrict row, const float *restrict mean, int64_t columns) {
+    for (int64_t k = 0; k < columns; k++) row[k] -= mean[k];
+}
+
+static void pack_keys(const struct attention *a, int64_t head, float *row) {
+    const int64_t padded = a->blocks * KEYS, bytes = a->quads * 4, width = a->width;
+    const int64_t at = head / a->heads * a->key_stride[0] + head % a->heads * a->key_stride[1];
+    int8_t *codes = a->key_codes + head * padded * bytes;
+    int32_t *start = a->key_start + head * padded;
+    float *steps = a->key_step + head * padded, poison = 0.0f;
+    memset(codes, 0, padded * bytes);
+    memset(start, 0, padded * sizeof *start);
+    memset(steps, 0, padded * sizeof *steps);
+    for (int64_t j = 0; j < a->keys; j++) {
+        if (j + AHEAD < a->keys) expect(a->key, at + (j + AHEAD) * a->key_stride[2], width, a->dtype);
+        load(row, a->key, at + j * a->key_stride[2], width, a->dtype);
+        subtract(row, a->key_mean + head * width, width);
+        steps[j] = step_of(magnitude(row, width));
+        start[j] = -128 * round_row(row, width, steps[j], codes + j * bytes);
+        poison += steps[j] * 0.0f;
+    }
+    a->key_poison[head] = poison;
+}
+
+static void pack_values(const struct attention *a, int64_t head, float *row, int8_t *codes) {
+    const int64_t padded = a->blocks * KEYS, channels = a->channels, width = a->value_width;
+    const int64_t at = head / a->heads * a->value_stride[0] + head % a->heads * a->value_stride[1];
+    const float *mean = a->value_mean + head * width;
+    float *step = a->value_step + head * width;
+    int8_t *quads = a->value_codes + head * padded * channels;
+    uint32_t *restrict most = (uint32_t *)step;  /* magnitudes as bits, see above */
+    memset(quads, 0, padded * channels);
+    memset(most, 0, width * sizeof *most);
+    for (int64_t j = 0; j < a->keys; j++) {
+        if (j + AHEAD < a->keys) expect(a->value, at + (j + AHEAD) * a->value_stride[2], width, a->dtype);
+        load(row, a->value, at + j * a->value_stride[2], width, a->dtype);
+        subtract(row, mean, width);
+        for (int64_t d = 0; d < width; d++) {
+            const uint32_t bits = bits_of(row[d]) & 0x7fffffffu;
+            most[d] = bits > most[d] ? bits : most[d];
         }
     }
+    for (int64_t d = 0; d < width; d++) step[d] = step_of(float_of(most[d]));
+    memset(codes, 0, 4 * channels);
+    for (int64_t j = 0; j < a->keys; j++) {
+        if (j + AHEAD < a->keys) expect(a->value, at + (j + AHEAD) * a->value_stride[2], width, a->dtype);
+        load(row, a->value, at + j * a->value_stride[2], width, a->dtype);
+        subtract(row, mean, width);
+        int8_t *own = codes + j % 4 * channels, *restrict target = quads + j / 4 * channels * 4;
+        for (int64_t d = 0; d < width; d++) own[d] = rounded(row[d] / step[d]);
+        if (j % 4 < 3 && j + 1 < a->keys) continue;
+        for (int64_t i = j % 4 + 1; i < 4; i++) memset(codes + i * channels, 0, channels);
+        for (int64_t d = 0; d < channels; d++)
+            for (int64_t i = 0; i < 4; i++) target[4 * d + i] = codes[i * channels + d];
+    }
+}
+
+/* Keys and values of heads `start` to `stop` as codes. Returns 0, or 1 if there is no memory. */
+int NAMED(s2q_attention_pack, SET)(const struct attention *a, int64_t start, int64_t stop) {
+    float *row = malloc((a->width > a->value_width ? a->width : a->value_width) * sizeof(float));
+    int8_t *codes = malloc(4 * a->channels);
+    const int missing = !row || !codes;
+    for (int64_t head = start; head < stop && !missing; head++) {
+        pack_keys(a, head, row);
+        pack_values(a, head, row, codes);
+    }
+    free(codes);
     free(row);
-    return 0;
+    return missing;
 }
 
 /* What is on hand for one tile of queries: lanes of vectors, [..][WIDE]. */
@@ -296,17 +337,19 @@ INLINE void attend(const struct attention *a, const struct tile *t, const int8_t
 
 /* Codes of queries into lanes, 128 added; a query's factor is its step times the scale. */
 static void load_queries(const struct attention *a, struct tile *t, int64_t head, int64_t first, int64_t rows, float *row,
-                         uint8_t *queries) {
+                         int8_t *codes, uint32_t *queries) {
     memset(queries, 128, a->quads * 4 * QUERIES);
+    memset(codes, 0, a->quads * 4);
     memset(t->factor, 0, sizeof t->factor);
+    const int64_t at = head / a->heads * a->query_stride[0] + head % a->heads * a->query_stride[1] + first * a->query_stride[2];
+    for (int64_t i = 0; i < rows; i++) expect(a->query, at + i * a->query_stride[2], a->width, a->dtype);
     for (int64_t i = 0; i < rows; i++) {
-        const int64_t at = head / a->heads * a->query_stride[0] + head % a->heads * a->query_stride[1];
-        load(row, a->query, at + (first + i) * a->query_stride[2], a->width, a->dtype);
+        load(row, a->query, at + i * a->query_stride[2], a->width, a->dtype);
         const float step = step_of(magnitude(row, a->width)), factor = step * a->scale;
         ((float *)t->factor)[i] = factor;
         ((float *)t->poison)[i] = factor * 0.0f + a->key_poison[head];
-        for (int64_t k = 0; k < a->width; k++)
-            queries[(k / 4 * QUERIES + i) * 4 + k % 4] = (uint8_t)(rounded(row[k] / step) + 128);
+        round_row(row, a->width, step, codes);
+        for (int64_t d = 0; d < a->quads; d++) queries[d * QUERIES + i] = (uint32_t)quad_at(codes + 4 * d) ^ 0x80808080u;
     }
 }
 
@@ -334,7 +377,8 @@ int NAMED(s2q_attention_run, SET)(const struct attention *a, int64_t start, int6
     ints(*queries)[WIDE] = aligned_alloc(64, a->quads * sizeof *queries);
     floats(*attended)[WIDE] = aligned_alloc(64, a->channels * sizeof *attended);
     float *row = malloc(a->width * sizeof(float));
-    const int missing = !t || !queries || !attended || !row;
+    int8_t *codes = malloc(a->quads * 4);
+    const int missing = !t || !queries || !attended || !row || !codes;
     for (int64_t item = start; item < stop && !missing; item++) {
         const int64_t head = item / tiles, first = item % tiles * QUERIES;
         const int64_t rows = a->queries - first < QUERIES ? a->queries - first : QUERIES;
@@ -344,7 +388,7 @@ int NAMED(s2q_attention_run, SET)(const struct attention *a, int64_t start, int6
             t->most[w] = (floats){0} - INFINITY;
             t->total[w] = (floats){0};
         }
-        load_queries(a, t, head, first, rows, row, (uint8_t *)queries);
+        load_queries(a, t, head, first, rows, row, codes, (uint32_t *)queries);
         for (int64_t block = 0; block < a->blocks; block++) {
             const int64_t at = head * padded + block * KEYS;
             const int seen = fill_bias(a, t, head, first, block * KEYS, rows);
@@ -369,6 +413,7 @@ int NAMED(s2q_attention_run, SET)(const struct attention *a, int64_t start, int6
         }
         store(a, t, head, first, rows, (const floats(*)[WIDE])attended);
     }
+    free(codes);
     free(row);
     free(attended);
     free(queries);
