@@ -105,17 +105,19 @@ def compare(
     )
 
 
-def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+def interleaved(
+    candidates: dict[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, float]:
     """Median seconds of each, called in turn, so that what else the machine does meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(WARM_UP + repeats):
         for name, function in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= WARM_UP:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
