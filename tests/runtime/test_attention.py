@@ -171,9 +171,16 @@ def test_a_model_without_such_attention_is_said_to_have_none() -> None:
         model(torch.zeros(1, 4))
 
 
-def test_a_model_with_it_warns_of_nothing_and_can_be_copied() -> None:
+def test_a_model_with_it_warns_of_nothing_and_its_copy_is_one_by_itself() -> None:
     x = tokens(1, 2, 5, 8)
-    with warnings.catch_warnings(), int8_attention(model := Plain()):
+    expected = scaled_dot_product_attention(*x)
+    with warnings.catch_warnings(), int8_attention(model := Plain()) as installed:
         warnings.simplefilter("error")
         model(*x)
-    assert torch.equal(copy.deepcopy(model)(*x), scaled_dot_product_attention(*x))
+        twin = copy.deepcopy(model)
+        assert not torch.equal(twin(*x), expected)
+        assert installed.computed == 1
+    assert not torch.equal(twin(*x), expected)
+    twin._s2q_int8_attention.remove()
+    assert torch.equal(twin(*x), expected)
+    assert torch.equal(model(*x), expected)

@@ -89,6 +89,16 @@ class _Mode(TorchFunctionMode):
         return _int8_attention(query, named["key"], named["value"], named.get("attn_mask"), scale)
 
 
+class _Entered(threading.local):
+    """The modes that are on in this thread: a model may be called from several, and from within itself."""
+
+    def __init__(self) -> None:
+        self.modes: list[_Mode] = []
+
+    def __reduce__(self) -> tuple:  # copies of a model begin with none
+        return (_Entered, ())
+
+
 class Int8Attention:
     """Int8 attention installed on a transformer; `remove()`, or leaving it as a context, gives back what was there."""
 
@@ -100,7 +110,7 @@ class Int8Attention:
     def __init__(self, transformer: nn.Module):
         self.computed, self.declined = 0, Counter()
         self._name = type(transformer).__name__
-        self._entered = threading.local()
+        self._entered = _Entered()
         self._transformer = transformer
         self._handles = [
             transformer.register_forward_pre_hook(self._begin),
@@ -122,21 +132,15 @@ class Int8Attention:
     def __exit__(self, *exception: Any) -> None:
         self.remove()
 
-    def _modes(self) -> list[_Mode]:
-        """Of this thread: a model may be called from several, and from within itself."""
-        if not hasattr(self._entered, "modes"):
-            self._entered.modes = []
-        return self._entered.modes
-
     def _begin(self, *_: Any) -> None:
         mode = _Mode(self)
         mode.__enter__()
-        self._modes().append(mode)
+        self._entered.modes.append(mode)
 
     def _end(self, module: nn.Module, inputs: Any, result: Any) -> None:
-        if not self._modes():  # a hook before ours failed
+        if not self._entered.modes:  # a hook before ours failed
             return
-        self._modes().pop().__exit__(None, None, None)
+        self._entered.modes.pop().__exit__(None, None, None)
         if result is not None and not self.computed and not self.declined:
             warnings.warn(
                 f"no attention of {self._name} passes through scaled_dot_product_attention, so none is in int8: "

@@ -1,6 +1,6 @@
 /* Int8 attention, fused: no score leaves the first-level cache. The definition is s2q/runtime/attention_reference.py.
  *
- * Queries stand in the lanes of vectors, two vectors of 16 at a time; a quad of four codes of a key is broadcast to all of
+ * Queries stand in the lanes of vectors, 32 of them at a time; a quad of four codes of a key is broadcast to all of
  * them. So maxima and sums run down registers and never across, and the exact products are all one instruction where
  * the CPU has VNNI: unsigned times signed bytes, four at a time. Queries are made unsigned by adding 128, which is taken back
  * through the sum of each key's codes. Every float operation is rounded by itself (compile with -ffp-contract=off), so
@@ -31,6 +31,7 @@ enum { AHEAD = 8, LANES = VECTOR / 4, WIDE = QUERIES / LANES };
 
 typedef float floats __attribute__((vector_size(VECTOR)));
 typedef int32_t ints __attribute__((vector_size(VECTOR)));
+typedef uint32_t words __attribute__((vector_size(VECTOR)));
 
 static const float POWERS[5] = {1.0f, 0.6930635690344632f, 0.2394567375505338f, 0.05322356574378527f, 0.006831887736586854f};
 static const float SMALLEST_POWER = -126.0f, LOWEST_BIAS = -3e38f, LOG2_E = 1.4426950408889634f, SHARES = 255.0f;
@@ -77,7 +78,7 @@ INLINE floats power_of_two(floats x, float factor) {
     value = value * part + factor * POWERS[2];
     value = value * part + factor * POWERS[1];
     value = value * part + factor * POWERS[0];
-    return (floats)((ints)value + (whole << 23));
+    return (floats)((words)value + ((words)whole << 23));
 }
 
 INLINE int32_t quad_at(const int8_t *codes) {
@@ -293,20 +294,20 @@ INLINE void score(const struct attention *a, struct tile *t, const ints (*querie
 INLINE void share(struct tile *t, int biased, const floats top[WIDE], ints total[WIDE]) {
     const float whole = 12582912.0f;  /* 1.5 · 2^23: what is added to it is rounded to an integer, halves to even */
     const uint32_t bits = 0x4b400000u;
-    const int32_t excess = (int32_t)(bits + (bits << 8));
+    const uint32_t excess = bits + (bits << 8);
     for (int w = 0; w < WIDE; w++) total[w] = (ints){0};
     for (int64_t j = 0; j < KEYS; j += 4)
 #pragma GCC unroll 8
         for (int w = 0; w < WIDE; w++) {
-            ints quad = (ints){0} - excess;
+            words quad = (words){0} - excess;
 #pragma GCC unroll 4
             for (int i = 0; i < 4; i++) {
                 floats x = t->scores[j + i][w];
                 x = (biased ? x : x * t->factor[w]) - top[w];
-                quad += (ints)(power_of_two(x, SHARES) + whole) << (8 * i);
+                quad += (words)(power_of_two(x, SHARES) + whole) << (8 * i);
             }
-            t->shares[j / 4][w] = quad;
-            total[w] = dot(total[w], quad, 0x01010101);
+            t->shares[j / 4][w] = (ints)quad;
+            total[w] = dot(total[w], (ints)quad, 0x01010101);
         }
 }
 
