@@ -6,11 +6,7 @@
  * through the sum of each key's codes. Every float operation is rounded by itself (compile with -ffp-contract=off), so
  * that all instruction sets give the same bits. The build compiles this file once for each, with SET naming it.
  */
-#include "attention.h"
-
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
+#include "attention_codes.h"
 
 /* VECTOR bytes are a register; TILE keys, or channels, are summed at a time, as many as there are registers for. */
 #if defined(__AVX512BW__)
@@ -23,11 +19,9 @@ enum { VECTOR = 32, TILE = 2 };
 enum { VECTOR = 16, TILE = 1 };
 #endif
 
-#define JOIN(name, set) name##_##set
-#define NAMED(name, set) JOIN(name, set)
 #define INLINE static inline __attribute__((always_inline))
 
-enum { AHEAD = 8, LANES = VECTOR / 4, WIDE = QUERIES / LANES };
+enum { LANES = VECTOR / 4, WIDE = QUERIES / LANES };
 
 typedef float floats __attribute__((vector_size(VECTOR)));
 typedef int32_t ints __attribute__((vector_size(VECTOR)));
@@ -85,137 +79,6 @@ INLINE int32_t quad_at(const int8_t *codes) {
     int32_t quad;
     memcpy(&quad, codes, 4);
     return quad;
-}
-
-static inline float float_of(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static inline uint32_t bits_of(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-
-static inline uint16_t narrowed(float value) {
-    const uint32_t bits = bits_of(value);
-    return value != value ? 0x7fc0u : (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
-static inline void load(float *restrict row, const void *restrict x, int64_t at, int64_t columns, int dtype) {
-    if (dtype == FLOAT32)
-        memcpy(row, (const float *)x + at, columns * sizeof(float));
-    else
-        for (int64_t k = 0; k < columns; k++) row[k] = float_of((uint32_t)((const uint16_t *)x)[at + k] << 16);
-}
-
-/* Ask for a row early: rows of one head lie pages apart, where no prefetcher of the CPU follows. */
-static inline void expect(const void *x, int64_t at, int64_t columns, int dtype) {
-    const int64_t size = dtype == FLOAT32 ? 4 : 2;
-    for (int64_t byte = 0; byte < columns * size; byte += 64) __builtin_prefetch((const char *)x + at * size + byte);
-}
-
-static inline float magnitude(const float *row, int64_t columns) {
-    uint32_t most = 0;  /* magnitudes are ordered as their bits are, NaN above infinity */
-    for (int64_t k = 0; k < columns; k++) {
-        const uint32_t bits = bits_of(row[k]) & 0x7fffffffu;
-        most = bits > most ? bits : most;
-    }
-    return float_of(most);
-}
-
-static inline float step_of(float most) {
-    const float step = most / 127.0f;
-    return !(most <= 3.402823466e38f) ? NAN : step > 0.0f ? step : 1.0f;
-}
-
-static inline int8_t rounded(float value) {
-    value = rintf(value);
-    value = value > -127.0f ? value : -127.0f;  /* NaN too: its step is NaN */
-    return (int8_t)(int32_t)(value < 127.0f ? value : 127.0f);
-}
-
-/* Codes of one row; returns their sum. */
-static inline int32_t round_row(const float *restrict row, int64_t columns, float step, int8_t *restrict codes) {
-    int32_t sum = 0;
-    for (int64_t k = 0; k < columns; k++) {
-        codes[k] = rounded(row[k] / step);
-        sum += codes[k];
-    }
-    return sum;
-}
-
-static inline void subtract(float *restrict row, const float *restrict mean, int64_t columns) {
-    for (int64_t k = 0; k < columns; k++) row[k] -= mean[k];
-}
-
-static void pack_keys(const struct attention *a, int64_t head, float *row) {
-    const int64_t padded = a->blocks * KEYS, bytes = a->quads * 4, width = a->width;
-    const int64_t at = head / a->heads * a->key_stride[0] + head % a->heads * a->key_stride[1];
-    int8_t *codes = a->key_codes + head * padded * bytes;
-    int32_t *start = a->key_start + head * padded;
-    float *steps = a->key_step + head * padded, poison = 0.0f;
-    memset(codes, 0, padded * bytes);
-    memset(start, 0, padded * sizeof *start);
-    memset(steps, 0, padded * sizeof *steps);
-    for (int64_t j = 0; j < a->keys; j++) {
-        if (j + AHEAD < a->keys) expect(a->key, at + (j + AHEAD) * a->key_stride[2], width, a->dtype);
-        load(row, a->key, at + j * a->key_stride[2], width, a->dtype);
-        subtract(row, a->key_mean + head * width, width);
-        steps[j] = step_of(magnitude(row, width));
-        start[j] = -128 * round_row(row, width, steps[j], codes + j * bytes);
-        poison += steps[j] * 0.0f;
-    }
-    a->key_poison[head] = poison;
-}
-
-static void pack_values(const struct attention *a, int64_t head, float *row, int8_t *codes) {
-    const int64_t padded = a->blocks * KEYS, channels = a->channels, width = a->value_width;
-    const int64_t at = head / a->heads * a->value_stride[0] + head % a->heads * a->value_stride[1];
-    const float *mean = a->value_mean + head * width;
-    float *step = a->value_step + head * width;
-    int8_t *quads = a->value_codes + head * padded * channels;
-    uint32_t *restrict most = (uint32_t *)step;  /* magnitudes as bits, see above */
-    memset(quads, 0, padded * channels);
-    memset(most, 0, width * sizeof *most);
-    for (int64_t j = 0; j < a->keys; j++) {
-        if (j + AHEAD < a->keys) expect(a->value, at + (j + AHEAD) * a->value_stride[2], width, a->dtype);
-        load(row, a->value, at + j * a->value_stride[2], width, a->dtype);
-        subtract(row, mean, width);
-        for (int64_t d = 0; d < width; d++) {
-            const uint32_t bits = bits_of(row[d]) & 0x7fffffffu;
-            most[d] = bits > most[d] ? bits : most[d];
-        }
-    }
-    for (int64_t d = 0; d < width; d++) step[d] = step_of(float_of(most[d]));
-    memset(codes, 0, 4 * channels);
-    for (int64_t j = 0; j < a->keys; j++) {
-        if (j + AHEAD < a->keys) expect(a->value, at + (j + AHEAD) * a->value_stride[2], width, a->dtype);
-        load(row, a->value, at + j * a->value_stride[2], width, a->dtype);
-        subtract(row, mean, width);
-        int8_t *own = codes + j % 4 * channels, *restrict target = quads + j / 4 * channels * 4;
-        for (int64_t d = 0; d < width; d++) own[d] = rounded(row[d] / step[d]);
-        if (j % 4 < 3 && j + 1 < a->keys) continue;
-        for (int64_t i = j % 4 + 1; i < 4; i++) memset(codes + i * channels, 0, channels);
-        for (int64_t d = 0; d < channels; d++)
-            for (int64_t i = 0; i < 4; i++) target[4 * d + i] = codes[i * channels + d];
-    }
-}
-
-/* Keys and values of heads `start` to `stop` as codes. Returns 0, or 1 if there is no memory. */
-int NAMED(s2q_attention_pack, SET)(const struct attention *a, int64_t start, int64_t stop) {
-    float *row = malloc((a->width > a->value_width ? a->width : a->value_width) * sizeof(float));
-    int8_t *codes = malloc(4 * a->channels);
-    const int missing = !row || !codes;
-    for (int64_t head = start; head < stop && !missing; head++) {
-        pack_keys(a, head, row);
-        pack_values(a, head, row, codes);
-    }
-    free(codes);
-    free(row);
-    return missing;
 }
 
 /* What is on hand for one tile of queries: lanes of vectors, [..][WIDE]. */
