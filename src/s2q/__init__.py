@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from s2q.recipe import Recipe
     from s2q.recipes import get_recipe
     from s2q.run import quantize
+    from s2q.runtime.attention import int8_attention
 
 # Name → module. Loaded when first asked for: whoever only loads a checkpoint need not wait for the rest.
 _ROOMS = {
@@ -25,6 +26,7 @@ _ROOMS = {
     "plan": "s2q.planning",
     "quantize": "s2q.run",
     "get_recipe": "s2q.recipes",
+    "int8_attention": "s2q.runtime.attention",
 }
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "get_recipe",
+    "int8_attention",
     "load_transformer",
     "open_pipeline",
     "plan",

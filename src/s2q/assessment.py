@@ -26,6 +26,7 @@ from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
 from s2q.progress import NoProgress, Progress
 from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.runtime.attention import attention_of
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
 from s2q.twins import Twin, make_twins
 from s2q.version import VERSION
@@ -71,7 +72,7 @@ def evaluate(
 
     Args:
         opened: the pipeline with its full-precision transformer.
-        quantized: the transformer loaded from `folder`.
+        quantized: the transformer loaded from `folder`, with `s2q.int8_attention` or without.
         prompts: one pair of clips each, the n-th from seed `seed` + n; not those of calibration.
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
@@ -88,6 +89,7 @@ def evaluate(
         "call": opened.call,
         "dtype": str(quantized.dtype),
         "device": quantized.device.type,
+        "attention": attention_of(quantized)["kind"],
     }
     Workspace.open(out / "clips", made_with)
     quantized.eval()
@@ -108,6 +110,7 @@ def evaluate(
         "command": command,
         "versions": _versions(),
         "storage": provenance.get("storage"),
+        "attention": attention_of(quantized),
         "fidelity": fidelity(measured),
         "appearance": paired(looks["float"], looks["quantized"]),
         "learned": _learned(scorers, learned),
@@ -131,7 +134,7 @@ def evaluate(
             }
             for index, twin in enumerate(twins)
         ],
-        "notes": _notes(recipe),
+        "notes": _notes(recipe, attention_of(quantized)["kind"]),
     }
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
@@ -203,7 +206,7 @@ def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, fl
     }
 
 
-def _notes(recipe: Mapping[str, Any]) -> list[str]:
+def _notes(recipe: Mapping[str, Any], attention: str) -> list[str]:
     notes = [
         "Fidelity is measured against the full-precision clip of the same prompt and noise, not against real video."
     ]
@@ -215,6 +218,8 @@ def _notes(recipe: Mapping[str, Any]) -> list[str]:
         )
     if linear.get("act_bits") and linear["act_bits"] < 8:
         notes.append(f"{linear['act_bits']}-bit activations are held in int8 while they are multiplied.")
+    if attention != "float":
+        notes.append(f"The quantized clips were made with {attention} attention, the others with float attention.")
     return notes
 
 

@@ -15,6 +15,7 @@ from s2q.cli_export import export
 from s2q.cli_options import (
     AestheticClipOption,
     AestheticOption,
+    AttentionOption,
     BitsOption,
     ClipModelOption,
     ClipsOption,
@@ -41,6 +42,8 @@ from s2q.cli_options import (
     call_of,
 )
 from s2q.cli_work import (
+    attending,
+    check_attention,
     chosen_recipe,
     comparison_prompts,
     evaluate_and_print,
@@ -188,6 +191,7 @@ def generate(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    attention: AttentionOption = "float",
     json_file: JsonOption = None,
 ) -> None:
     """Make a video."""
@@ -202,11 +206,12 @@ def generate(
         raise ValueError("the prompt is empty")
     if out.suffix != ".mp4":
         raise ValueError(f"the output must end in .mp4, got {out}")
+    check_attention(attention, device)
     opened = open_for(
         pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
     )
     started = time.perf_counter()
-    with terminal_progress().stage("denoising", opened.steps) as stage:
+    with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.steps) as stage:
         clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
     seconds = time.perf_counter() - started
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -214,9 +219,8 @@ def generate(
     console.print(
         f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
     )
-    write_summary(
-        json_file, {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
-    )
+    made = {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
+    write_summary(json_file, made | {"attention": attention})
 
 
 @app.command()
@@ -234,6 +238,7 @@ def evaluate(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    attention: AttentionOption = "float",
     clip: ClipModelOption = None,
     dino: DinoOption = None,
     aesthetic: AestheticOption = None,
@@ -244,11 +249,13 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
+    check_attention(attention, device)
     given = comparison_prompts(pipeline, clips, prompts)
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
+    report = evaluate_and_print(opened, transformer, out, given, clips, seed, {}, attention, **more)
+    write_summary(json_file, report)
 
 
 @app.command()

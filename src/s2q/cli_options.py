@@ -29,6 +29,9 @@ StreamOption = Annotated[
         help="Keep the transformer's blocks on disk, one in memory at a time; same bits. Default: if memory is short.",
     ),
 ]
+AttentionOption = Annotated[
+    str, typer.Option("--attention", metavar="float|int8", help="int8 saves time on CPUs; see docs/runtime.md.")
+]
 PartOption = Annotated[
     str | None,
     typer.Option(

@@ -2,6 +2,9 @@
 
 import shlex
 import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,26 @@ def chosen_device(name: str | None) -> str:
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here: use --device cpu")
     return device
+
+
+def check_attention(kind: str, device: str | None) -> None:
+    """Refuse a value of `--attention` that is unknown, or does nothing on the device."""
+    if kind not in ("float", "int8"):
+        raise ValueError(f"unknown attention {kind!r}: allowed are float and int8")
+    if kind == "int8" and (chosen := chosen_device(device)) != "cpu":
+        raise ValueError(f"--attention int8 runs on the CPU, not on {chosen}: add --device cpu, or leave it out")
+
+
+@contextmanager
+def attending(kind: str, *transformers: Any) -> Iterator[None]:
+    """Inside, the attention of the transformers is computed as `--attention` says; calls left to torch are told after."""
+    from s2q.runtime.attention import int8_attention
+
+    with ExitStack() as stack:
+        installed = [stack.enter_context(int8_attention(model)) for model in transformers if kind == "int8"]
+        yield
+    for reason, calls in sum((each.declined for each in installed), Counter()).items():
+        errors.print(f"{calls} calls of attention were not in int8: {reason}", highlight=False)
 
 
 def measures(
@@ -111,7 +134,15 @@ def say_if_fewer(prompts: list[str], clips: int) -> None:
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
+    opened,
+    folder: Path,
+    out: Path,
+    prompts: list[str],
+    asked: int,
+    seed: int,
+    seconds,
+    attention: str = "float",
+    **measures: Any,
 ) -> dict[str, Any]:
     """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
     from s2q.assessment import evaluate as run_evaluate
@@ -120,18 +151,19 @@ def evaluate_and_print(
 
     quantized = load_transformer(folder, opened.transformer.dtype).to(opened.transformer.device)
     say_if_fewer(prompts, asked)
-    report = run_evaluate(
-        opened,
-        quantized,
-        folder,
-        out,
-        prompts=prompts,
-        seed=seed,
-        command="s2q " + shlex.join(sys.argv[1:]),
-        seconds=seconds,
-        progress=terminal_progress(),
-        **measures,
-    ).report
+    with attending(attention, quantized):
+        report = run_evaluate(
+            opened,
+            quantized,
+            folder,
+            out,
+            prompts=prompts,
+            seed=seed,
+            command="s2q " + shlex.join(sys.argv[1:]),
+            seconds=seconds,
+            progress=terminal_progress(),
+            **measures,
+        ).report
     fidelity, rows = report["fidelity"], {}
     rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"
     rows["SSIM"] = f"{fidelity['ssim']:.4f}"

@@ -49,6 +49,12 @@ class OpenPipeline:
         """The transformer that is meant."""
         return getattr(self.pipe, self.part)
 
+    @property
+    def transformers(self) -> list[torch.nn.Module]:
+        """All that the pipeline denoises with: one, or two that share the steps."""
+        found = (getattr(self.pipe, part, None) for part in PARTS)
+        return [transformer for transformer in found if transformer is not None]
+
     @contextmanager
     def held(self, block: torch.nn.Module) -> Iterator[None]:
         """Inside, the weights of a block of the pipeline's own transformer are in memory."""
