@@ -139,7 +139,7 @@ def test_what_is_demanded_and_not_there_is_an_error(monkeypatch: pytest.MonkeyPa
     with pytest.raises(RuntimeError, match="not built"):
         library.why_not(cpu, torch.float32)
     monkeypatch.setenv("S2Q_BACKEND", "fast")
-    with pytest.raises(ValueError, match="'fast': allowed are native and torch"):
+    with pytest.raises(ValueError, match="'fast': allowed are native, torch and triton"):
         library.why_not(cpu, torch.float32)
 
 

@@ -6,6 +6,8 @@ written in the same order. The order of the columns does not change the sum, so 
 `s2q.runtime.reference` bit for bit.
 """
 
+import os
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from s2q.numerics.packing import unpack
 from s2q.numerics.quantizer import dequantize, integer_range, quantize
+from s2q.runtime.gpu import backend as triton
 from s2q.runtime.native import library as native
 from s2q.runtime.reference import (
     ActFormat,
@@ -58,6 +61,21 @@ class PackedWeight(NamedTuple):
         return unpack(self.zero_point.mT, self.bits, self.packed.shape[0]).mT.float()
 
 
+def _kernels(device: torch.device) -> ModuleType | None:
+    """The Triton backend, where it is to be asked: on CUDA unless S2Q_BACKEND says otherwise, elsewhere if it is demanded.
+
+    Raises:
+        RuntimeError: it is demanded, and cannot run there.
+    """
+    wanted = os.environ.get("S2Q_BACKEND", "")
+    if wanted != "triton" and (wanted or device.type != "cuda"):
+        return None
+    reason = triton.why_not(device)
+    if reason and wanted:
+        raise RuntimeError(f"S2Q_BACKEND is triton, but {reason}")
+    return None if reason else triton
+
+
 def in_halves(bits: int, columns: int, groups: int) -> bool:
     """Whether codes stand as (even columns, odd columns) instead of in their natural order."""
     return bits == 4 and columns % 8 == 0 and groups == 1
@@ -85,6 +103,9 @@ def quantize_input(
     Args:
         keep_values: a low-rank branch needs x̂.
     """
+    kernels = _kernels(x.device)
+    if kernels is not None and kernels.why_not_quantize(x, transform, acts) is None:
+        return kernels.quantize_input(x, transform, acts, keep_values)
     if transform.range is None and native.why_not(x.device, x.dtype) is None:
         return _quantize_natively(x, transform, acts, halves, keep_values)
     values = transform_input(x, transform)
@@ -138,6 +159,9 @@ def multiply(
     inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, dtype: torch.dtype
 ) -> Tensor:
     """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
+    kernels = _kernels(inputs.codes.device)
+    if kernels is not None and kernels.why_not_multiply(inputs, weight, dtype) is None:
+        return kernels.multiply(inputs, weight, bias, low_rank, dtype)
     rows, columns = inputs.codes.shape
     groups = max(inputs.scale.shape[1], weight.scale.shape[1])
     codes = unpack_weight(weight.packed, weight.bits, columns, inputs.halves)
@@ -206,6 +230,9 @@ def weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, low_rank: 
 
     The float weight exists for CHUNK_ROWS output channels at a time.
     """
+    kernels = _kernels(x.device)
+    if kernels is not None and kernels.why_not_weight_only(x, weight) is None:
+        return kernels.weight_only(x, weight, bias, low_rank)
     outputs, zero = weight.packed.shape[0], weight.zero
     out = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
     for start in range(0, outputs, CHUNK_ROWS):
