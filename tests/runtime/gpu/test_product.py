@@ -57,18 +57,18 @@ def cast(y: Tensor, dtype: torch.dtype, device: str) -> Tensor:
     return y.to(dtype)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     weight_bits=st.integers(2, 8),
     act_bits=st.integers(4, 8),
-    rows=st.sampled_from([1, 2, 33, 65]),
-    columns=st.sampled_from([8, 24, 31, 64, 100, 136]),
-    outputs=st.sampled_from([1, 3, 17, 40]),
+    rows=st.sampled_from([1, 2, 33]),
+    columns=st.sampled_from([8, 31, 64, 100]),
+    outputs=st.sampled_from([1, 3, 17]),
     bias=st.booleans(),
     dtype=st.sampled_from(DTYPES),
     symmetric_weights=st.booleans(),
     symmetric_acts=st.booleans(),
-    group_size=st.sampled_from([None, 5, 8, 32]),
+    group_size=st.sampled_from([None, 8, 20, 32]),
     groups_of=st.sampled_from(["both", "weight", "tokens"]),
     input_range=st.booleans(),
 )
@@ -88,10 +88,10 @@ def test_products_are_the_definition_bit_for_bit(
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_every_scheme_of_the_recipes_is_the_definition(device, weight_bits, act_bits, group_size, symmetric) -> None:
     linear = make_linear(
-        48, 384, weight_bits, act_bits, group_size=group_size, act_group_size=group_size,
+        17, 256, weight_bits, act_bits, group_size=group_size, act_group_size=group_size,
         symmetric_weights=symmetric, symmetric_acts=symmetric,
     )  # fmt: skip
-    inputs = inputs_of(linear, 40)
+    inputs = inputs_of(linear, 33)
     assert torch.equal(multiplied(device, linear, inputs), defined(linear, inputs))
 
 

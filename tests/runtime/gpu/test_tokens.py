@@ -57,7 +57,7 @@ def kronecker(width: int, **others: Tensor) -> InputTransform:
     return InputTransform(scale=torch.rand(width, generator=generator) + 0.5, left=left, right=right, **others)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 5), st.sampled_from([6, 8, 24, 66, 130, 384])),
     kind=st.sampled_from(["normal", "zeros", "ties", "outlier", "tiny", "positive"]),
@@ -102,7 +102,7 @@ def transform_input_in_float64(x: Tensor, transform: InputTransform) -> Tensor:
     return (transform.left.double().mT @ folded @ transform.right.double()).view(x.shape)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     tokens=st.integers(1, 4),
     width=st.sampled_from([1, 7, 12, 31, 96, 160, 320]),
