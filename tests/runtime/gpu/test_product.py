@@ -119,9 +119,7 @@ def test_the_branch_is_added_to_float32_accuracy(device: str, rank: int, on_code
 @pytest.mark.parametrize("low_rank", [0, 4])
 @pytest.mark.parametrize(("weight_bits", "group_size"), [(4, None), (4, 32), (3, None), (8, 20)])
 def test_float_activations_lose_no_more_than_in_torch(device, weight_bits, group_size, rows, low_rank) -> None:
-    linear = make_linear(
-        24, 160, weight_bits, None, group_size=group_size, symmetric_weights=False, low_rank=low_rank
-    )
+    linear = make_linear(24, 160, weight_bits, None, group_size=group_size, symmetric_weights=False, low_rank=low_rank)
     x, weight = torch.randn(rows, 160, generator=torch.Generator().manual_seed(0)), linear.packed_weight()
     plain = integer.weight_only(x, weight, linear.bias, linear.low_rank())
     exact = x.double() @ integer.float_weight(weight, 160, linear.low_rank()).double().mT + linear.bias.double()

@@ -112,7 +112,9 @@ def transform_input_in_float64(x: Tensor, transform: InputTransform) -> Tensor:
     grouped=st.booleans(),
     limits=st.booleans(),
 )
-def test_any_factors_are_transformed_and_rounded(device, tokens, width, dtype, bits, symmetric, grouped, limits) -> None:
+def test_any_factors_are_transformed_and_rounded(
+    device, tokens, width, dtype, bits, symmetric, grouped, limits
+) -> None:
     transform = kronecker(width, range=torch.tensor([-1.0, 2.5]) if limits else None)
     groups = 4 if grouped and not limits and width % 4 == 0 else 1
     x, acts = rows((tokens, width), dtype=dtype), ActFormat(bits, symmetric, groups)

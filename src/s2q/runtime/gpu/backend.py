@@ -76,9 +76,7 @@ def _too_long(size: int) -> str | None:
     return f"{size} values with one step are too many for one program: at most {tokens.LARGEST_TOKEN}"
 
 
-def quantize_input(
-    x: Tensor, transform: InputTransform, acts: ActFormat, keep_values: bool = False
-) -> QuantizedInput:
+def quantize_input(x: Tensor, transform: InputTransform, acts: ActFormat, keep_values: bool = False) -> QuantizedInput:
     """Transform and quantize the tokens `x` [M, K].
 
     Args:

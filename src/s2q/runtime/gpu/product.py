@@ -60,10 +60,7 @@ def _unpack(row, first, last, here, WIDTH: tl.constexpr, BITS: tl.constexpr, PAI
 @triton.jit
 def _signed(codes, BITS: tl.constexpr):
     """Offset binary to two's complement, int8."""
-    if BITS == 8:
-        signed = (codes ^ 0x80).to(tl.int8, bitcast=True)
-    else:
-        signed = codes.to(tl.int8) - (1 << (BITS - 1))
+    signed = (codes ^ 0x80).to(tl.int8, bitcast=True) if BITS == 8 else codes.to(tl.int8) - (1 << (BITS - 1))
     return signed.to(tl.int8)
 
 
