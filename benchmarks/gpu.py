@@ -53,9 +53,7 @@ WIDTHS = {
     "Wan-14B": [(5120, 5120), (5120, 13824), (13824, 5120)],
 }
 SCHEMES = {"W4A6": (4, 6), "W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
-COGVIDEOX, HUNYUAN, WAN = (
-    f"{name}Transformer3DModel" for name in ("CogVideoX", "HunyuanVideo", "Wan")
-)  # the classes of diffusers
+COGVIDEOX, HUNYUAN, WAN = (f"{name}Transformer3DModel" for name in ("CogVideoX", "HunyuanVideo", "Wan"))
 # Class, published configuration, latents of one sample: HunyuanVideo's are those of 61 × 544 × 960.
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
     "CogVideoX-2B": (COGVIDEOX, {"num_attention_heads": 30, "num_layers": 30}, (13, 16, 60, 90)),
