@@ -62,6 +62,6 @@ def compiled(case: str, capability: int) -> str:
 
 
 if __name__ == "__main__":
-    for name in CASES:
+    for name in sys.argv[2:] or CASES:
         text = compiled(name, int(sys.argv[1]))
         print(name, "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "-", sep=": ")

@@ -5,18 +5,28 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).with_name("compile_kernels.py")
 
 
-@pytest.mark.parametrize(("capability", "unit"), [(80, "mma"), (90, "wgmma")])
-def test_every_kernel_compiles_and_multiplies_on_tensor_cores(capability: int, unit: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, str(SCRIPT), str(capability)]
+def compiled(capability: int, cases: tuple[str, ...], folder: Path) -> dict[str, str]:
+    """Case → wgmma, mma or - , as the compiled code has it."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(folder)}
+    command = [sys.executable, str(SCRIPT), str(capability), *cases]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    units = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert [units[case] for case in ("W4", "W4 in groups", "W3", "W8")] == [unit] * 4
+    return dict(line.split(": ") for line in done.stdout.splitlines())
+
+
+def test_every_kernel_compiles_for_hopper_and_multiplies_on_its_tensor_cores(tmp_path: Path) -> None:
+    units = compiled(90, (), tmp_path)
+    assert [units[case] for case in ("W4", "W4 in groups", "W3", "W8", "left", "right")] == ["wgmma"] * 6
     assert units["W4A16"] == "mma"
-    assert units["rows"] == units["sums"] == "-"
+    assert [units[case] for case in ("sums", "rows", "rows in groups")] == ["-"] * 3
+
+
+def test_the_main_kernels_compile_for_the_oldest_gpu_that_is_taken(tmp_path: Path) -> None:
+    assert compiled(80, ("W4 in groups", "left", "rows"), tmp_path) == {
+        "W4 in groups": "mma",
+        "left": "mma",
+        "rows": "-",
+    }
