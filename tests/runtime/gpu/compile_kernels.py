@@ -1,5 +1,6 @@
 """Compile the kernels for GPUs that need not be there; run by test_compile.py in a process where Triton does not interpret."""
 
+import re
 import sys
 
 import triton
@@ -64,4 +65,5 @@ def compiled(case: str, capability: int) -> str:
 if __name__ == "__main__":
     for name in sys.argv[2:] or CASES:
         text = compiled(name, int(sys.argv[1]))
-        print(name, "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "-", sep=": ")
+        unit = "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "-"
+        print(f"{name}: {unit}{' by bytes' * bool(re.search(r'ld[.]global[.:a-z0-9_]*[.][bu]8 ', text))}")

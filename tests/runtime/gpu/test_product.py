@@ -111,7 +111,8 @@ def test_the_largest_sums_do_not_saturate(device: str, columns: int) -> None:
 def test_the_branch_is_added_to_float32_accuracy(device: str, rank: int, on_codes: bool) -> None:
     linear = make_linear(40, 96, 4, 6, low_rank=rank, low_rank_on_codes=on_codes, symmetric_weights=False)
     inputs = inputs_of(linear, 33)
-    torch.testing.assert_close(multiplied(device, linear, inputs), defined(linear, inputs), rtol=1e-5, atol=1e-5)
+    expected = defined(linear, inputs)
+    assert (multiplied(device, linear, inputs) - expected).norm() <= 1e-6 * expected.norm()
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])
@@ -125,8 +126,8 @@ def test_float_activations_lose_no_more_than_in_torch(device, weight_bits, group
     there = linear.to(device)
     assert backend.why_not_weight_only(x.to(device), there.packed_weight()) is None
     y = backend.weight_only(x.to(device), there.packed_weight(), there.bias, there.low_rank()).cpu()
-    # The floor is a few units in the last place: torch is exact by luck at times.
-    assert (y - exact).norm() <= 2 * (plain - exact).norm() + 2e-7 * exact.norm()
+    # The floor is a few units in the last place, for the tensor cores' own way of adding.
+    assert (y - exact).norm() <= 2 * (plain - exact).norm() + 3e-7 * exact.norm()
 
 
 def test_what_is_declined_is_declined_with_the_reason(device: str) -> None:

@@ -92,7 +92,8 @@ def test_no_released_width_is_declined_or_transformed_worse_than_by_torch(device
     made = quantized(device, x, transform, acts)
     exact = transform_input_in_float64(x, transform)
     plain = transform_input(x, transform)
-    assert (made.values - exact).norm() <= 2 * (plain - exact).norm()
+    # The floor is a few units in the last place, for the tensor cores' own way of adding.
+    assert (made.values - exact).norm() <= 2 * (plain - exact).norm() + 3e-7 * exact.norm()
     check_rounding(made, made.values, transform, acts)
 
 

@@ -31,28 +31,31 @@ def _zero_points(packed, output, group, outputs, GROUPS: tl.constexpr, BITS: tl.
 
 
 @triton.jit
-def _unpack(row, first, last, here, WIDTH: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr):
-    """Codes first … first + WIDTH − 1 as they are stored (code + 2^(b−1)), uint8 [N, WIDTH]; what lies beyond is arbitrary.
+def _unpack(row, group, step, here, SIZE: tl.constexpr, WIDTH: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr):
+    """Piece `step` of a group's codes as stored (code + 2^(b−1)), uint8 [N, WIDTH]; beyond the group they are arbitrary.
+
+    Places are written as multiples of constants, and the last column is not asked for where it cannot be passed: so the
+    compiler sees that whole words can be loaded.
 
     Args:
         row: pointers [N, 1] to the first byte of each row.
-        last: one past the last code that may be read.
-        PAIRS: `first` is even, and the codes have 4 bits.
+        PAIRS: the codes have 4 bits, and each group begins with a byte.
     """
     if PAIRS:
-        byte = first // 2 + tl.arange(0, WIDTH // 2)[None, :]
-        both = tl.load(row + byte, here & (byte * 2 < last), 0)
+        byte = group * (SIZE // 2) + step * (WIDTH // 2) + tl.arange(0, WIDTH // 2)[None, :]
+        mask = here if SIZE % WIDTH == 0 else here & (byte < group * (SIZE // 2) + (SIZE + 1) // 2)
+        both = tl.load(row + byte, mask, 0)
         codes = tl.interleave(both & 15, both >> 4)
     else:
-        k = first + tl.arange(0, WIDTH)[None, :]
-        byte = k * BITS // 8
-        codes = tl.load(row + byte, here & (k < last), 0)
-        if BITS != 8:
+        k = group * SIZE + step * WIDTH + tl.arange(0, WIDTH)[None, :]
+        mask = here if SIZE % WIDTH == 0 else here & (k < (group + 1) * SIZE)
+        if BITS == 8:
+            codes = tl.load(row + k, mask, 0)
+        else:
             shift = k * BITS % 8
-            both = codes.to(tl.int32)
+            both = tl.load(row + k * BITS // 8, mask, 0).to(tl.int32)
             if 8 % BITS != 0:
-                crosses = here & (k < last) & (shift + BITS > 8)
-                both |= tl.load(row + byte + 1, crosses, 0).to(tl.int32) << 8
+                both |= tl.load(row + k * BITS // 8 + 1, mask & (shift + BITS > 8), 0).to(tl.int32) << 8
             codes = ((both >> shift) & ((1 << BITS) - 1)).to(tl.uint8)
     return codes
 
@@ -74,10 +77,9 @@ def _sum_kernel(words, packed_zero, out, outputs, row_bytes, GROUPS: tl.constexp
     here = (output < outputs)[:, None]
     row = words + output.to(tl.int64)[:, None] * row_bytes
     total = tl.zeros((BLOCK,), tl.int32)
-    for start in range(0, SIZE, STEP):
-        first = group * SIZE + start
-        codes = _signed(_unpack(row, first, (group + 1) * SIZE, here, STEP, BITS, PAIRS), BITS).to(tl.int32)
-        inside = (start + tl.arange(0, STEP) < SIZE)[None, :]
+    for step in range(0, tl.cdiv(SIZE, STEP)):
+        codes = _signed(_unpack(row, group, step, here, SIZE, STEP, BITS, PAIRS), BITS).to(tl.int32)
+        inside = (step * STEP + tl.arange(0, STEP) < SIZE)[None, :]
         total += tl.sum(tl.where(inside, codes, 0), 1)
     if ZERO:
         total -= SIZE * _zero_points(packed_zero, output, group, outputs, GROUPS, BITS)
@@ -114,12 +116,11 @@ def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, w
         if WEIGHT_ZERO:
             weight_zero += _zero_points(packed_zero, output, column, outputs, WEIGHT_GROUPS, BITS)
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32 if INTEGER else tl.float32)
-        for start in range(0, SIZE, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            mask = row_here[:, None] & (k < SIZE)[None, :]
-            tokens = tl.load(x_row + group * SIZE + k[None, :], mask, 0)
-            first = group * SIZE + start
-            raw = _unpack(word_row, first, (group + 1) * SIZE, output_here[:, None], BLOCK_K, BITS, PAIRS)
+        for step in range(0, tl.cdiv(SIZE, BLOCK_K)):
+            k = step * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
+            mask = row_here[:, None] if SIZE % BLOCK_K == 0 else row_here[:, None] & (k < SIZE)
+            tokens = tl.load(x_row + group * SIZE + k, mask, 0)
+            raw = _unpack(word_row, group, step, output_here[:, None], SIZE, BLOCK_K, BITS, PAIRS)
             weight = _signed(raw, BITS)
             if INTEGER:
                 if WEIGHT_ZERO and BITS < 8:
