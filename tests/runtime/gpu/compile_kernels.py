@@ -31,7 +31,7 @@ CASES = {
     "W8": (product._multiply_kernel, "*i8", PRODUCT | {"BITS": 8, "PAIRS": False, "WEIGHT_ZERO": True}),
     "W4A16": (product._multiply_kernel, "*fp32", PRODUCT | {"INTEGER": False, "BLOCK_M": 16, "BLOCK_K": 32}),
     "sums": (product._sum_kernel, "*i8", {
-        "GROUPS": 30, "SIZE": 64, "BITS": 4, "PAIRS": True, "ZERO": True, "BLOCK": 32, "STEP": 64}),
+        "GROUPS": 30, "SIZE": 64, "WEIGHT_GROUPS": 1, "BITS": 4, "PAIRS": True, "ZERO": True, "BLOCK": 32, "STEP": 64}),
     "right": (tokens._right_kernel, X, {
         "N1": 40, "N2": 48, "CHANNEL": True, "BLOCK_ROWS": 64, "BLOCK": 16, "STEP": 16}),
     "left": (tokens._left_kernel, "*fp32", FLOATS | {

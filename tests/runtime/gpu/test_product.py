@@ -94,6 +94,14 @@ def test_every_scheme_of_the_recipes_is_the_definition(device, weight_bits, act_
     assert torch.equal(multiplied(device, linear, inputs), defined(linear, inputs))
 
 
+@pytest.mark.parametrize("groups_of", ["group_size", "act_group_size"])
+@pytest.mark.parametrize("weight_bits", [4, 8])
+def test_zero_points_of_one_side_meet_the_groups_of_the_other(device: str, weight_bits: int, groups_of: str) -> None:
+    linear = make_linear(17, 96, weight_bits, 6, symmetric_weights=False, symmetric_acts=False, **{groups_of: 32})
+    inputs = inputs_of(linear, 3)
+    assert torch.equal(multiplied(device, linear, inputs), defined(linear, inputs))
+
+
 @pytest.mark.parametrize("columns", [64, 15360])
 def test_the_largest_sums_do_not_saturate(device: str, columns: int) -> None:
     linear = make_linear(8, columns, 8, 8, symmetric_acts=False)

@@ -69,7 +69,7 @@ def _signed(codes, BITS: tl.constexpr):
 
 @triton.jit
 def _sum_kernel(words, packed_zero, out, outputs, row_bytes, GROUPS: tl.constexpr, SIZE: tl.constexpr,
-                BITS: tl.constexpr, PAIRS: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
+                WEIGHT_GROUPS: tl.constexpr, BITS: tl.constexpr, PAIRS: tl.constexpr, ZERO: tl.constexpr, BLOCK: tl.constexpr,
                 STEP: tl.constexpr):  # fmt: skip
     """out int32 [N, G]: Σ_{k∈g} (w − z_w)."""
     output = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -82,7 +82,8 @@ def _sum_kernel(words, packed_zero, out, outputs, row_bytes, GROUPS: tl.constexp
         inside = (step * STEP + tl.arange(0, STEP) < SIZE)[None, :]
         total += tl.sum(tl.where(inside, codes, 0), 1)
     if ZERO:
-        total -= SIZE * _zero_points(packed_zero, output, group, outputs, GROUPS, BITS)
+        column = group if WEIGHT_GROUPS > 1 else 0
+        total -= SIZE * _zero_points(packed_zero, output, column, outputs, WEIGHT_GROUPS, BITS)
     tl.store(out + output * GROUPS + group, total, output < outputs)
 
 
@@ -185,7 +186,7 @@ def multiply_packed(
     words = packed.view(torch.uint8)
     zeros = pointer(zero_point, packed)
     pairs = bits == 4 and (groups == 1 or size % 2 == 0)
-    common = {"GROUPS": groups, "SIZE": size, "BITS": bits, "PAIRS": pairs}
+    common = {"GROUPS": groups, "SIZE": size, "WEIGHT_GROUPS": weight_scale.shape[1], "BITS": bits, "PAIRS": pairs}
     x_sums = weight_sums = None
     with on_device(x):
         if zero is not None:
@@ -201,7 +202,7 @@ def multiply_packed(
             x, words, pointer(scale, weight_scale), pointer(zero, weight_scale), weight_scale.contiguous(), zeros,
             pointer(x_sums, packed), pointer(weight_sums, packed), pointer(middle, weight_scale), pointer(up, x),
             pointer(bias, x), out, rows, outputs, words.shape[1], padded(min(rows, 4096)),
-            **common, X_GROUPS=x_groups, WEIGHT_GROUPS=weight_scale.shape[1], INTEGER=scale is not None,
+            **common, X_GROUPS=x_groups, INTEGER=scale is not None,
             X_ZERO=zero is not None, WEIGHT_ZERO=zero_point is not None, RANK=0 if up is None else up.shape[1],
             BIAS=bias is not None, **EXACT,
         )  # fmt: skip
