@@ -5,8 +5,10 @@ FAMILY ?= cogvideox
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# For the tests of the GPU kernels where torch did not bring its own (CPU builds); no constraint, for that would contradict torch's.
+TRITON := triton==3.9.0
 
-.PHONY: help setup demo test check format demo-train demo-check
+.PHONY: help setup triton demo test gpu-test gpu-bench check format demo-train demo-check
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,8 +25,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Quantize the bundled demo pipeline to W4A6 and write runs/demo/report.html.
 	$(BIN)/s2q run demo --bits W4A6 -o runs/demo
 
-test: setup  ## Run the tests.
+triton: setup
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TRITON) || echo 'no triton here: its tests are skipped'
+
+test: setup triton  ## Run the tests.
 	$(BIN)/pytest
+
+gpu-test: setup triton  ## Run the tests of the GPU kernels: on the GPU if there is one, else interpreted.
+	$(BIN)/pytest tests/runtime/gpu
+
+gpu-bench: setup  ## Measure on a GPU: operators, whole transformers, calibration; results in benchmarks/results/.
+	$(BIN)/python benchmarks/gpu.py operators
+	$(BIN)/python benchmarks/gpu.py efficiency
+	$(BIN)/python benchmarks/gpu.py calibration
 
 check: setup  ## Lint, and check the formatting.
 	$(BIN)/ruff check .

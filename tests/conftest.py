@@ -1,5 +1,8 @@
 """What tests share: a tiny pipeline, its trajectories, and transformers quantized from it, each made once a session."""
 
+import interpreter  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

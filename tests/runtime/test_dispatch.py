@@ -101,11 +101,11 @@ def test_the_variable_names_who_is_asked_alone(linear, x, monkeypatch) -> None:
     monkeypatch.setenv("S2Q_BACKEND", "torch")
     assert dispatch.choose(linear.problem(x)).multiply.name == "torch"
     monkeypatch.setenv("S2Q_BACKEND", "fast")
-    with pytest.raises(ValueError, match="S2Q_BACKEND is 'fast': allowed are native and torch"):
+    with pytest.raises(ValueError, match="S2Q_BACKEND is 'fast': allowed are native and triton and torch"):
         dispatch.choose(linear.problem(x))
     monkeypatch.setattr(library, "_load", lambda: "not built")
     monkeypatch.setenv("S2Q_BACKEND", "native")
-    with pytest.raises(RuntimeError, match="S2Q_BACKEND is native, but it is not built"):
+    with pytest.raises(RuntimeError, match="S2Q_BACKEND is native, which cannot work here: not built"):
         dispatch.choose(linear.problem(x))
 
 

@@ -1,6 +1,7 @@
 """Who computes a quantized linear: the backends are asked in order, and the first that takes a problem does it.
 
     native   C on the CPU, `s2q.runtime.native.backend`
+    triton   kernels on NVIDIA GPUs, `s2q.runtime.gpu.backend`
     torch    `torch._int_mm` on every device, `s2q.runtime.integer`; takes everything
 
 The one that multiplies also quantizes if it takes that, so that the codes can stand in its own order; else the first that does,
@@ -14,12 +15,15 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from s2q.runtime import integer
 from s2q.runtime.backend import Backend, PackedWeight, Problem
+from s2q.runtime.gpu import backend as gpu
+from s2q.runtime.gpu.backend import TritonBackend
 from s2q.runtime.integer import TorchBackend
 from s2q.runtime.native.backend import NativeBackend
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput
 
-BACKENDS: tuple[Backend, ...] = (NativeBackend(), TorchBackend())
+BACKENDS: tuple[Backend, ...] = (NativeBackend(), TritonBackend(), TorchBackend())
 
 
 class Choice(NamedTuple):
@@ -68,7 +72,7 @@ def _order(wanted: str) -> tuple[Backend, ...]:
     own = BACKENDS[names.index(wanted)]
     missing = own.missing()
     if missing is not None:
-        raise RuntimeError(f"S2Q_BACKEND is {wanted}, but it is {missing}")
+        raise RuntimeError(f"S2Q_BACKEND is {wanted}, which cannot work here: {missing}")
     # The last one takes what the demanded one declines.
     return (own, BACKENDS[-1])
 
@@ -86,3 +90,12 @@ def multiply(
         maker = next(maker for maker in BACKENDS if maker.name == inputs.backend)
         inputs = maker.natural(inputs, choice.problem)
     return choice.multiply.multiply(inputs, weight, bias, low_rank, choice.problem)
+
+
+def weight_only(x: Tensor, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None) -> Tensor:
+    """Float activations times packed weights, x float32 [M, K] → float32 [M, N]: by a kernel on a GPU, else by torch."""
+    wanted = os.environ.get("S2Q_BACKEND", "")
+    on_gpu = wanted == TritonBackend.name or (not wanted and x.is_cuda)
+    if on_gpu and gpu.why_not_weight_only(x, weight) is None:
+        return gpu.weight_only(x, weight, bias, low_rank)
+    return integer.weight_only(x, weight, bias, low_rank)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.runtime.backend import PackedWeight, Problem
-from s2q.runtime.dispatch import choose, multiply, quantize_input
-from s2q.runtime.integer import float_weight, weight_only
+from s2q.runtime.dispatch import choose, multiply, quantize_input, weight_only
+from s2q.runtime.integer import float_weight
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, transform_input
 
 WEIGHT_ONLY = 0

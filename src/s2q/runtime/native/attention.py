@@ -67,8 +67,8 @@ def why_not() -> str | None:
         RuntimeError: S2Q_BACKEND is native, and there is no native code.
     """
     wanted = os.environ.get("S2Q_BACKEND", "")
-    if wanted == "torch":
-        return "S2Q_BACKEND is torch"
+    if wanted in ("torch", "triton"):
+        return f"S2Q_BACKEND is {wanted}"
     library = _load()
     if isinstance(library, str) and wanted == "native":
         raise RuntimeError(f"S2Q_BACKEND is native, but the native code is {library}")

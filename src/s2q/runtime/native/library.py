@@ -66,14 +66,14 @@ def _load() -> ctypes.CDLL | str:
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the native code takes tensors of this kind, else the reason why not.
 
-    The variable S2Q_BACKEND decides beforehand: `torch` leaves the native code out, `native` demands it.
+    The variable S2Q_BACKEND decides beforehand: `torch` and `triton` leave the native code out, `native` demands it.
 
     Raises:
         RuntimeError: it is demanded, and is not there.
     """
     wanted = os.environ.get("S2Q_BACKEND", "")
-    if wanted == "torch":
-        return "S2Q_BACKEND is torch"
+    if wanted in ("torch", "triton"):
+        return f"S2Q_BACKEND is {wanted}"
     library = _load()
     if isinstance(library, str):
         if wanted == "native":
