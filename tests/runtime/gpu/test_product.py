@@ -12,6 +12,7 @@ from s2q.runtime import integer
 from s2q.runtime.gpu import backend
 from s2q.runtime.linear import QuantLinear
 from s2q.runtime.reference import (
+    ActFormat,
     CodedWeight,
     QuantizedInput,
     integer_product,
@@ -26,7 +27,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def inputs_of(linear: QuantLinear, rows: int, seed: int = 0) -> QuantizedInput:
     """What the definition makes of random tokens; `linear` on the CPU."""
     x = torch.randn(rows, linear.in_features, generator=torch.Generator().manual_seed(seed))
-    acts = integer.ActFormat(linear.scheme.act_bits, linear.scheme.symmetric_acts, linear.act_groups)
+    acts = ActFormat(linear.scheme.act_bits, linear.scheme.symmetric_acts, linear.act_groups)
     return quantize_input(x, linear.input_transform(), acts)
 
 
