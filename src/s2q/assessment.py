@@ -24,7 +24,7 @@ from s2q.models.blocks import to_device
 from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
-from s2q.progress import NoProgress, Progress
+from s2q.progress import Progress, as_progress
 from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
 from s2q.twins import Twin, make_twins
@@ -65,7 +65,7 @@ def evaluate(
     official: Official | None = None,
     official_quantized_only: bool = False,
     fps: float = FPS,
-    progress: Progress | None = None,
+    progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
 
@@ -80,10 +80,10 @@ def evaluate(
         official_quantized_only: spare the full-precision pipeline that work.
         fps: frames per second of every video written.
     """
-    progress = progress or NoProgress()
+    progress = as_progress(progress)
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
-        "pipeline": str(opened.folder.resolve()),
+        "pipeline": opened.source if opened.folder is None else str(opened.folder.resolve()),
         "quantized": fingerprint(provenance),
         "call": opened.call,
         "dtype": str(quantized.dtype),

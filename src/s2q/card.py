@@ -14,22 +14,23 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def model_card(
-    source: str, model_class: str, pipeline_class: str, spec: QuantizationSpec, storage: Mapping[str, Any]
+    source: str | None, model_class: str, pipeline_class: str, spec: QuantizationSpec, storage: Mapping[str, Any]
 ) -> str:
     """The card as Markdown; nothing in it depends on the clock or the machine.
 
     Args:
         source: what the user named: a hub id, a folder, or the word of a demo. Of a folder only its name is told.
+            None: a pipeline that a program had loaded itself.
         storage: as `s2q.package.Storage.to_dict` gives it.
     """
-    hub_id = source if _is_hub_id(source) else None
-    name = "".join(letter for letter in Path(source).name if letter.isprintable() and letter not in "`[]<>|")
+    hub_id = source if source and _is_hub_id(source) else None
+    name = "".join(letter for letter in Path(source or "").name if letter.isprintable() and letter not in "`[]<>|")
     templates = environment(_TEMPLATES, autoescape=False)
     templates.filters["bytes"] = size
     return templates.get_template("card.md.j2").render(
         hub_id=hub_id,
         title=name or model_class,
-        origin=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"a local pipeline, `{name}`",
+        origin=_origin(hub_id, name),
         recipe=spec.recipe,
         bits=spec.bits,
         version=VERSION,
@@ -42,6 +43,12 @@ def model_card(
         quantized_bytes=storage["quantized_bytes"],
         provenance=PROVENANCE_NAME,
     )
+
+
+def _origin(hub_id: str | None, name: str) -> str:
+    if hub_id:
+        return f"[{hub_id}](https://huggingface.co/{hub_id})"
+    return f"a local pipeline, `{name}`" if name else "a pipeline in memory"
 
 
 def _is_hub_id(source: str) -> bool:

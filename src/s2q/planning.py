@@ -164,7 +164,7 @@ def _seconds(model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, 
     forward *= sizes.branches
     seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
     seconds["selection"] = 0.01 * seconds["trajectories"]
-    if recipe.objective.token_weights:
+    if recipe.uses_token_weights:
         seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.trains:
@@ -253,5 +253,5 @@ def _disk(recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geom
     latent = math.prod(sizes.latent) * config["in_channels"] * element
     text = sizes.branches * sizes.text * config[family.text_width] * element
     received = recipe.sampler.count * blocks * sizes.branches * sizes.tokens * 4
-    weights = received if recipe.objective.token_weights else 0
+    weights = received if recipe.uses_token_weights else 0
     return recipe.sampler.prompts * ((sizes.steps + 1) * latent + text) + weights

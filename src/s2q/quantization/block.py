@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ def calibrate_block(
     samples: Sequence[BlockSample],
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    start: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> CalibratedBlock:
     """Quantize the linears of `block`, which is not changed.
 
@@ -50,9 +51,10 @@ def calibrate_block(
         samples: empty for recipes that need none.
         seed: start of the rotations and order of the samples.
         on_step: called after each optimisation step.
+        start: linear → tensors of another model's packed one, whose transform and clips are taken over.
     """
     started = time.perf_counter()
-    simulated = simulate(block, family, recipe, groups, samples, seed)
+    simulated = simulate(block, family, recipe, groups, samples, seed, start)
     if recipe.trains:
         learn(simulated, family, recipe, samples, seed, on_step)
     hessians = _hessians(simulated, family, recipe, groups, samples)
