@@ -13,15 +13,10 @@ from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
 from s2q.cli_options import (
-    AestheticClipOption,
-    AestheticOption,
     BitsOption,
-    ClipModelOption,
     ClipsOption,
     DeviceOption,
-    DinoOption,
     DtypeOption,
-    FpsOption,
     FramesOption,
     GuidanceOption,
     HeightOption,
@@ -30,23 +25,24 @@ from s2q.cli_options import (
     PartOption,
     PromptsOption,
     RecipeOption,
+    ReuseOption,
     SeedOption,
     Source,
     StepsOption,
     StreamOption,
-    TransformerOption,
-    VBenchOption,
-    VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
+from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
+    call_after,
     chosen_recipe,
     comparison_prompts,
+    earlier_of,
     evaluate_and_print,
-    measures,
     open_for,
     prepare,
+    print_reused,
     write_summary,
 )
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
@@ -63,6 +59,8 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(bench)
 app.command()(export)
+app.command()(generate)
+app.command()(evaluate)
 
 
 def main() -> None:
@@ -144,6 +142,7 @@ def quantize(
     dtype: DtypeOption = None,
     part: PartOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the folder of intermediate results.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -151,7 +150,8 @@ def quantize(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
     opened = open_for(
         pipeline,
         device=device,
@@ -159,94 +159,18 @@ def quantize(
         part=part,
         stream=stream,
         transformer_alone=not chosen.needs_samples,
-        **call_of(steps, guidance_scale, height, width, num_frames),
+        **call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames)),
     )
     opened.disposable_text = opened.stream is not None
-    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, progress=terminal_progress())
+    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, reuse=earlier, progress=terminal_progress())
     if not keep_work:
         done.workspace.remove()
     summary = {"recipe": chosen.name, "bits": chosen.bits, "seed": seed, "output": str(out)}
-    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds}
+    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds, "reused": done.reused}
     print_storage(summary["storage"])
+    print_reused(done)
     console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
     write_summary(json_file, summary)
-
-
-@app.command()
-def generate(
-    pipeline: Source,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
-    transformer: Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")] = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Make a video."""
-    import time
-
-    from s2q.assessment import FPS
-    from s2q.evaluation.video import visible_scale, write_mp4
-    from s2q.progress import terminal_progress
-    from s2q.twins import generate as make_clip
-
-    if not prompt.strip():
-        raise ValueError("the prompt is empty")
-    if out.suffix != ".mp4":
-        raise ValueError(f"the output must end in .mp4, got {out}")
-    opened = open_for(
-        pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
-    )
-    started = time.perf_counter()
-    with terminal_progress().stage("denoising", opened.steps) as stage:
-        clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
-    seconds = time.perf_counter() - started
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(out, clip, FPS, visible_scale(clip))
-    console.print(
-        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
-    )
-    write_summary(
-        json_file, {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
-    )
-
-
-@app.command()
-def evaluate(
-    pipeline: Source,
-    transformer: TransformerOption,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
-    clips: ClipsOption = 16,
-    prompts: PromptsOption = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    clip: ClipModelOption = None,
-    dino: DinoOption = None,
-    aesthetic: AestheticOption = None,
-    aesthetic_clip: AestheticClipOption = None,
-    vbench: VBenchOption = None,
-    vbench_quantized_only: VBenchQuantizedOption = False,
-    fps: FpsOption = 8.0,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    given = comparison_prompts(pipeline, clips, prompts)
-    more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
-    out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
 
 
 @app.command()
@@ -267,6 +191,7 @@ def run(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
@@ -276,15 +201,26 @@ def run(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
-    call = call_of(steps, guidance_scale, height, width, num_frames)
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
     opened = open_for(pipeline, device=device, dtype=dtype, stream=stream, **call)
     done = run_quantize(
-        opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
+        opened,
+        chosen,
+        out / "transformer",
+        prompts=given,
+        seed=seed,
+        work=out / "work",
+        reuse=earlier,
+        progress=terminal_progress(),
     )
     print_storage(done.storage.to_dict())
+    print_reused(done)
     if not speaks():
         return
     compared = comparison_prompts(pipeline, clips, None)
-    report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
+    report = evaluate_and_print(
+        opened, out / "transformer", out, compared, clips, seed, done.seconds, reused=done.reused
+    )
     write_summary(json_file, report)

@@ -83,18 +83,46 @@ def write_summary(path: Path | None, data: dict[str, Any]) -> None:
         write_json(path, data)
 
 
-def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int):
-    """Recipe and prompts, checked before anything is loaded."""
+def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, earlier=None):
+    """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
 
+    if earlier is not None and not any(change.startswith("optim.epochs=") for change in set_ or ()):
+        set_ = [*(set_ or ()), "optim.epochs=0"]
+
     chosen = chosen_recipe(recipe_name, bits, set_)
-    given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
+    if prompts is None and earlier is not None:
+        given = earlier.provenance["prompts"]
+    else:
+        given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
     if chosen.needs_samples and len(given) < chosen.sampler.prompts:
         raise ValueError(
             f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
             f"add prompts, or pass --set sampler.prompts={len(given)}"
         )
     return chosen, given
+
+
+def earlier_of(reuse: Path | None):
+    """The run that `--reuse` names."""
+    from s2q.reuse import open_earlier
+
+    return None if reuse is None else open_earlier(reuse)
+
+
+def call_after(earlier, call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline's calls: those given, and for the rest those of the earlier run."""
+    if earlier is None:
+        return call
+    return {**call, **earlier.provenance["call"], **{key: value for key, value in call.items() if value is not None}}
+
+
+def print_reused(done) -> None:
+    """Print what an earlier run spared this one."""
+    from s2q.reuse import account, sentence
+
+    if done.reused is not None:
+        console.print(sentence(account(done.reused, done.seconds)), markup=False, highlight=False, soft_wrap=True)
 
 
 def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
@@ -111,9 +139,9 @@ def say_if_fewer(prompts: list[str], clips: int) -> None:
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
+    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **more: Any
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
+    """Compare, write the report into `out`, print the figures; `more` as `measures` gives it, or of the run."""
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
@@ -130,7 +158,7 @@ def evaluate_and_print(
         command="s2q " + shlex.join(sys.argv[1:]),
         seconds=seconds,
         progress=terminal_progress(),
-        **measures,
+        **more,
     ).report
     fidelity, rows = report["fidelity"], {}
     rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"

@@ -136,3 +136,27 @@ def identity(earlier: Earlier) -> dict[str, str]:
 def read_note(workspace: Workspace) -> dict[str, Any] | None:
     """What `take_over` noted: "pipeline" and "settings" of the earlier run, what was "taken", its "earlier_seconds"."""
     return read_json(workspace.folder / NOTE_NAME)
+
+
+def account(reused: Mapping[str, Any], seconds: Mapping[str, float] | None) -> dict[str, Any]:
+    """What is told of it: `reused` as noted, and "saved_seconds", None where the earlier run's time is not known.
+
+    Args:
+        seconds: time of every stage of this run.
+    """
+    before = reused.get("earlier_seconds")
+    saved = sum(before.values()) - sum(seconds.values()) if before and seconds else None
+    return {**reused, "earlier_seconds": before, "saved_seconds": saved}
+
+
+def sentence(account: Mapping[str, Any]) -> str:
+    """The same in words."""
+    saved = account["saved_seconds"]
+    spared = "what that saved is not known, for its work folder is gone"
+    if saved is not None:
+        spent = sum(account["earlier_seconds"].values())
+        spared = f"that run took {spent:.0f} s to quantize, this one {spent - saved:.0f} s"
+    return (
+        f"Taken over from an earlier run on {account['pipeline']}: {', '.join(account['taken'])}; {spared}. What learning "
+        "anew would have gained is not known; the error of every block is that of these weights."
+    )

@@ -88,7 +88,7 @@ def quantize(
     seed: int = 0,
     work: Path | None = None,
     shared: Path | None = None,
-    reuse: Path | None = None,
+    reuse: Path | Earlier | None = None,
     progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Quantized:
     """Quantize the transformer of a pipeline into the folder `out`.
@@ -101,7 +101,7 @@ def quantize(
             call cheap; it can be removed when `out` is there.
         shared: folder for what recipes have in common, trajectories and received attention, when several quantize the
             same pipeline from the same prompts and seed; default is `work`.
-        reuse: folder of an earlier run of the same architecture, such as the base of a fine-tune, whose samples,
+        reuse: an earlier run on the same architecture, such as the base of a fine-tune, or its folder: its samples,
             transforms and clips are taken over; `recipe.optim.epochs` more epochs are learned from there, which may be 0.
         progress: see `s2q.progress.as_progress`.
 
@@ -109,7 +109,7 @@ def quantize(
         ValueError: too few prompts or candidates, a folder that holds another run, or one that cannot be reused.
     """
     prompts = checked_prompts(opened, recipe, prompts)
-    earlier = None if reuse is None else open_earlier(reuse)
+    earlier = open_earlier(reuse) if isinstance(reuse, Path) else reuse
     if earlier is not None:
         check_reuse(earlier, opened, recipe, prompts, seed)
     chosen = settings(opened, recipe, prompts, seed, earlier)
