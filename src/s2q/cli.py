@@ -1,4 +1,4 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare, export."""
+"""The command line: plan, quantize, generate, evaluate, run, compare, export, push."""
 
 import signal
 import sys
@@ -33,6 +33,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
+from s2q.cli_push import push
 from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
     call_after,
@@ -59,6 +60,7 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(bench)
 app.command()(export)
+app.command()(push)
 app.command()(generate)
 app.command()(evaluate)
 

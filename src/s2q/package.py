@@ -76,7 +76,7 @@ def write_transformer(
     with replacing_folder(out) as unfinished:
         write_weights(kept | quantized, unfinished)
         write_json(unfinished / "config.json", config)
-        noted |= {"versions": versions, "storage": storage.to_dict()}
+        noted |= {"versions": versions, "storage": storage.to_dict(), "pipeline_class": type(opened.pipe).__name__}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)
         source = None if opened.folder is None else opened.source
         card = model_card(source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
