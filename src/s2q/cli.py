@@ -4,7 +4,7 @@ import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,7 @@ from s2q.cli_options import (
     ClipsOption,
     DeviceOption,
     DtypeOption,
+    ForceOption,
     FramesOption,
     GuidanceOption,
     HeightOption,
@@ -41,6 +42,7 @@ from s2q.cli_work import (
     comparison_prompts,
     earlier_of,
     evaluate_and_print,
+    fitting_stream,
     open_for,
     prepare,
     print_reused,
@@ -74,8 +76,20 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except USER_ERRORS as error:
-        errors.print(f"[bold red]s2q:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        from s2q.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(
+            f"out of memory, with everything in the smallest parts: use --stream, or fewer frames or pixels ({error})"
+        )
+
+
+def _fail(said: str) -> NoReturn:
+    errors.print(f"[bold red]s2q:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def _interrupted(number: int, frame: Any) -> None:
@@ -145,6 +159,7 @@ def quantize(
     part: PartOption = None,
     stream: StreamOption = None,
     reuse: ReuseOption = None,
+    force: ForceOption = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the folder of intermediate results.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -154,15 +169,10 @@ def quantize(
 
     earlier = earlier_of(reuse)
     chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
-    opened = open_for(
-        pipeline,
-        device=device,
-        dtype=dtype,
-        part=part,
-        stream=stream,
-        transformer_alone=not chosen.needs_samples,
-        **call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames)),
-    )
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
+    where = {"device": device, "dtype": dtype, "part": part}
+    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, transformer_alone=not chosen.needs_samples, **where, **call)
     opened.disposable_text = opened.stream is not None
     done = run_quantize(opened, chosen, out, prompts=given, seed=seed, reuse=earlier, progress=terminal_progress())
     if not keep_work:
@@ -194,6 +204,7 @@ def run(
     dtype: DtypeOption = None,
     stream: StreamOption = None,
     reuse: ReuseOption = None,
+    force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
@@ -206,7 +217,9 @@ def run(
     earlier = earlier_of(reuse)
     chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
     call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
-    opened = open_for(pipeline, device=device, dtype=dtype, stream=stream, **call)
+    where = {"device": device, "dtype": dtype}
+    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, **where, **call)
     done = run_quantize(
         opened,
         chosen,

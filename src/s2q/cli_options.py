@@ -44,6 +44,9 @@ ReuseOption = Annotated[
         "and clips, and round alone; --set optim.epochs=N learns on from there.",
     ),
 ]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Start although calibration would not fit in memory or on disk, by s2q plan.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
 ClipModelOption = Annotated[
     Path | None, typer.Option("--clip", help="A CLIP folder, for CLIPSIM and CLIP-Temp; see docs/measures.md.")

@@ -12,7 +12,6 @@ from s2q.ranks import own_device
 def open_for(source: str, transformer: Path | None = None, **options: Any):
     """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
     import diffusers
-    import torch
     import transformers
 
     from s2q.models.pipelines import open_pipeline
@@ -20,11 +19,48 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = chosen_device(options.pop("device"))
-    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
-    dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
+    dtype = chosen_dtype(options.pop("dtype"), device)
     return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+
+
+def chosen_dtype(name: str | None, device: str):
+    """The dtype that was asked for, or that suits the device."""
+    import torch
+
+    name = name or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"unknown dtype {name!r}: allowed are float32, bfloat16, float16")
+    return dtype
+
+
+def fitting_stream(
+    source: str,
+    recipe,
+    out: Path,
+    call: dict[str, Any],
+    *,
+    device: str | None,
+    dtype: str | None,
+    stream: bool | None,
+    part: str | None = None,
+    force: bool = False,
+) -> bool | None:
+    """Whether to stream, once calibration has been seen to fit in what is free; `force` does not look."""
+    from s2q.fitting import choose_stream, free_disk, free_memory
+    from s2q.models.pipelines import PARTS, default_call, locate
+    from s2q.planning import plan
+
+    if force:
+        return stream
+    folder = locate(source, part)
+    given = {name: value for name, value in call.items() if value is not None}
+    kind = chosen_device(device)
+    bytes_each = chosen_dtype(dtype, kind).itemsize
+    made = plan(
+        folder, recipe, default_call(source, folder) | given, kind, bytes_each, part=part or PARTS[0], timed=False
+    )
+    return choose_stream(made, stream, free_memory(kind), free_disk(out))
 
 
 def chosen_device(name: str | None) -> str:

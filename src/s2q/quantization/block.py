@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from s2q.memory import in_chunks
 from s2q.models.family import Family
 from s2q.numerics.gptq import accumulate_hessian
 from s2q.quantization.freeze import freeze
@@ -105,7 +106,7 @@ def _hessians(
         x = x.flatten(0, -2)
         if group not in hessians:
             hessians[group] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
-        accumulate_hessian(hessians[group], x)
+        in_chunks(len(x), len(x), lambda rows: accumulate_hessian(hessians[group], x[rows]))
 
     if wanted:
         watch_inputs(simulated, family, wanted, samples, receive)
