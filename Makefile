@@ -6,7 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help setup demo test check format demo-train demo-check
+# Which diffusers `make contract` tries: a version such as 0.42.0, or a range such as '>=0.42,<0.44', of which pip takes the newest.
+DIFFUSERS ?= >=0.42,<0.44
+CONTRACT := build/contract
+CONTRACT_TESTS := tests/runtime/test_diffusers_contract.py tests/runtime/test_diffusers.py tests/test_live.py
+
+.PHONY: help setup demo test contract check format demo-train demo-check
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -25,6 +30,12 @@ demo: setup  ## Quantize the bundled demo pipeline to W4A6 and write runs/demo/r
 
 test: setup  ## Run the tests.
 	$(BIN)/pytest
+
+contract: setup  ## Test what leans on diffusers' insides against another one (DIFFUSERS=0.42.0, or a range).
+	rm -rf $(CONTRACT)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(CONTRACT) 'diffusers$(if $(findstring =,$(DIFFUSERS)),,==)$(DIFFUSERS)'
+	PYTHONPATH=$(CONTRACT) $(BIN)/python -c 'import diffusers; assert "contract" in diffusers.__file__; print("diffusers", diffusers.__version__)'
+	PYTHONPATH=$(CONTRACT) $(BIN)/pytest -q -p no:cacheprovider $(CONTRACT_TESTS)
 
 check: setup  ## Lint, and check the formatting.
 	$(BIN)/ruff check .
