@@ -40,11 +40,11 @@ def make_fine_tune(source: Path, folder: Path, noise: float, opened: OpenPipelin
     return folder
 
 
-def variants(recipe: str, bits: str, epochs: int) -> dict[str, tuple[str, list[str], bool]]:
+def variants(recipe: str, learned: int, epochs: int) -> dict[str, tuple[str, list[str], bool]]:
     """Name → recipe, changes, whether the base's run is reused."""
     return {
         "rtn": ("rtn", [], False),
-        f"{recipe}, learned anew": (recipe, [], False),
+        f"{recipe}, learned anew": (recipe, [f"optim.epochs={learned}"], False),
         f"{recipe}, reused": (recipe, ["optim.epochs=0"], True),
         f"{recipe}, reused, {epochs} epochs more": (recipe, [f"optim.epochs={epochs}"], True),
     }
@@ -55,7 +55,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
     progress, rows = terminal_progress(), []
     prompts, held_out = calibration_prompts(DEMO, 10, 0), evaluation_prompts(DEMO, options.clips)
     demo = open_pipeline(DEMO)
-    recipe = get_recipe(options.recipe, options.bits)
+    recipe = override(get_recipe(options.recipe, options.bits), [f"optim.epochs={options.learned}"])
     base = quantize(demo, recipe, folder / "base", prompts=prompts, progress=progress)
     for noise in options.noise:
         own = folder / f"noise-{noise:g}"
@@ -63,7 +63,7 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict]:
             make_fine_tune(locate(DEMO), own / "pipeline", noise, open_pipeline(DEMO))
         opened = open_pipeline(str(own / "pipeline"), **demo.call)
         make_float_clips(opened, held_out, BATCH, own / "float", progress)
-        for name, (method, changes, reused) in variants(options.recipe, options.bits, options.epochs).items():
+        for name, (method, changes, reused) in variants(options.recipe, options.learned, options.epochs).items():
             chosen = override(get_recipe(method, options.bits), changes)
             out = own / name.replace(", ", "-").replace(" ", "-")
             earlier = base.folder if reused else None
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, nargs="+", default=[0.02, 0.1])
     parser.add_argument("--recipe", default="s2q_vdit")
     parser.add_argument("--bits", default="W4A6")
+    parser.add_argument("--learned", type=int, default=15, help="epochs of the base, and of learning anew")
     parser.add_argument("--epochs", type=int, default=3, help="of the variant that learns on")
     parser.add_argument("--clips", type=int, default=16)
     parser.add_argument("--folder", type=Path, help="keep everything here; the same command then goes on")

@@ -105,4 +105,5 @@ def _differentiate(simulated: nn.Module, family: Family, recipe: Recipe, batch: 
     in_chunks(rows // unit, rows // unit, differentiate)
     for parameter, *grads in zip(params, *found, strict=True):
         some = [grad for grad in grads if grad is not None]
-        parameter.grad = sum(some[1:], some[0]) if some else None
+        # Contiguous as the parameter: the fused optimizer reads memory in order, whatever the strides.
+        parameter.grad = sum(some[1:], some[0]).contiguous() if some else None
