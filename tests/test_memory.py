@@ -16,7 +16,6 @@ from s2q.memory import in_chunks, is_out_of_memory
 from s2q.models.attention import received_attention
 from s2q.models.blocks import replay
 from s2q.models.pipelines import OpenPipeline
-from s2q.package import collect
 from s2q.quantization import block, learn
 from s2q.run import quantize
 from s2q.twins import generate_batch
@@ -94,26 +93,39 @@ def limited(function: Callable, rows_of: Callable[..., int], most: int, hits: li
 
 
 @pytest.mark.parametrize("change", ["optim.batch_size=2", "objective.temporal=0.5", "objective.guided=1"])
-def test_calibration_that_runs_out_of_memory_in_every_step_ends_with_the_same_transforms(
+def test_calibration_that_runs_out_of_memory_in_every_step_has_the_same_gradients(
     change: str, opened: OpenPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = cheap("s2q_vdit", "W4A6", "optim.epochs=2", change, "optim.batch_size=2")
     whole = quantize(opened, recipe, tmp_path / "whole", prompts=PROMPTS)
+    gradients: list[list[Tensor]] = []
+    differentiate = learn._differentiate
+
+    def kept(simulated: Any, family: Any, recipe: Any, batch: Any, progress: float) -> None:
+        """Both ways at the same parameters: Adam would make much of their last bits."""
+        both = []
+        for short in (False, True):
+            with monkeypatch.context() as patch:
+                if short:
+                    patch.setattr(learn, "replay", tight)
+                differentiate(simulated, family, recipe, batch, progress)
+            parameters = [p for transform in learn.transforms_of(simulated) for p in transform.parameters()]
+            both.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
+        gradients.append(both)
+
     hits: list[int] = []
     most = 2 if "guided" in change else 1  # pairs stay together
-    monkeypatch.setattr(
-        learn, "replay", limited(replay, lambda b, f, states, s: len(states["hidden_states"]), most, hits)
-    )
+    tight = limited(replay, lambda block, family, states, sides: len(states["hidden_states"]), most, hits)
+    monkeypatch.setattr(learn, "_differentiate", kept)
     accumulate = limited(block.accumulate_hessian, lambda hessian, x: len(x), 7, hits)
     monkeypatch.setattr(block, "accumulate_hessian", accumulate)
     parts = quantize(opened, recipe, tmp_path / "parts", prompts=PROMPTS)
-    assert hits
-    one, other = (collect(opened, recipe, made.workspace)[0] for made in (whole, parts))
-    for name, tensor in one.items():
-        if ".input_" in name:
-            assert torch.allclose(tensor, other[name], rtol=2e-2, atol=2e-3), name
+    assert {rows > most for rows in hits} == {True}
+    assert gradients
+    for whole_gradient, parts_gradient in gradients:
+        assert (parts_gradient - whole_gradient).norm() < 1e-3 * whole_gradient.norm()
     errors = [[made.workspace.block_metadata(index)["after"] for index in range(2)] for made in (whole, parts)]
-    assert errors[1] == pytest.approx(errors[0], rel=0.05)
+    assert errors[1] == pytest.approx(errors[0], rel=0.3)
 
 
 def test_clips_of_a_comparison_are_made_fewer_at_a_time(opened: OpenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
