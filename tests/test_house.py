@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "messages": set(),
     "progress": {"ranks"},
     "ranks": set(),
+    "memory": set(),
     "storage": set(),
     "numerics": set(),
     "recipe": {"numerics"},
@@ -26,13 +27,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "card": {"templating", "checkpoint", "messages", "version"},
     "shards": {"checkpoint", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
-    "models": {"demo"},  # the word `demo` in place of a folder
+    "models": {"demo", "memory"},  # the word `demo` in place of a folder
     "calibration": {"models", "numerics", "recipe", "storage", "progress"},
-    "quantization": {"models", "numerics", "recipe", "checkpoint", "runtime"},
+    "quantization": {"memory", "models", "numerics", "recipe", "checkpoint", "runtime"},
     "evaluation": {"templating"},
     "templating": set(),
     "comparison": {
         "evaluation",
+        "memory",
         "models",
         "progress",
         "prompts",

@@ -24,8 +24,9 @@ from s2q.models.blocks import to_device
 from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
-from s2q.progress import NoProgress, Progress
+from s2q.progress import Progress, as_progress
 from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.reuse import account, sentence
 from s2q.runtime.attention import attention_of
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
 from s2q.twins import Twin, make_twins
@@ -62,11 +63,12 @@ def evaluate(
     seed: int = 0,
     command: str = "",
     seconds: Mapping[str, float] | None = None,
+    reused: Mapping[str, Any] | None = None,
     scorers: "Sequence[Scorer]" = (),
     official: Official | None = None,
     official_quantized_only: bool = False,
     fps: float = FPS,
-    progress: Progress | None = None,
+    progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
 
@@ -76,15 +78,17 @@ def evaluate(
         prompts: one pair of clips each, the n-th from seed `seed` + n; not those of calibration.
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
+        reused: what the quantization took from an earlier run, as `s2q.run.Quantized` has it; what the folder tells of that
+            is known without it, but for the time it saved.
         scorers: learned measures, applied to both clips of each pair.
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
         fps: frames per second of every video written.
     """
-    progress = progress or NoProgress()
+    progress = as_progress(progress)
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
-        "pipeline": str(opened.folder.resolve()),
+        "pipeline": opened.source if opened.folder is None else str(opened.folder.resolve()),
         "quantized": fingerprint(provenance),
         "call": opened.call,
         "dtype": str(quantized.dtype),
@@ -101,6 +105,8 @@ def evaluate(
     looks = _both(twins, lambda clip, prompt: appearance(clip))
     learned = _both(twins, lambda clip, prompt: {k: v for score in scorers for k, v in score(clip, prompt).items()})
     recipe = provenance.get("recipe", {})
+    reused = reused or provenance.get("reused")
+    reused = None if reused is None else account(reused, seconds)
     spent = sum(sum(twin.seconds) for twin in twins)
     report = {
         "recipe": recipe.get("name", "unknown"),
@@ -122,6 +128,7 @@ def evaluate(
             "float": float(np.median([twin.seconds[0] for twin in twins])),
             "quantized": float(np.median([twin.seconds[1] for twin in twins])),
         },
+        "reused": reused,
         "blocks": [block for block in provenance.get("blocks", []) if block["after"] is not None],
         "salience": _salience(provenance),
         "clips": [
@@ -134,7 +141,7 @@ def evaluate(
             }
             for index, twin in enumerate(twins)
         ],
-        "notes": _notes(recipe, attention_of(quantized)["kind"]),
+        "notes": _notes(recipe, attention_of(quantized)["kind"]) + ([] if reused is None else [sentence(reused)]),
     }
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):

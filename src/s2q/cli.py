@@ -1,10 +1,10 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare, export."""
+"""The command line: plan, quantize, generate, evaluate, run, compare, export, push."""
 
 import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -13,16 +13,11 @@ from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
 from s2q.cli_options import (
-    AestheticClipOption,
-    AestheticOption,
-    AttentionOption,
     BitsOption,
-    ClipModelOption,
     ClipsOption,
     DeviceOption,
-    DinoOption,
     DtypeOption,
-    FpsOption,
+    ForceOption,
     FramesOption,
     GuidanceOption,
     HeightOption,
@@ -31,25 +26,26 @@ from s2q.cli_options import (
     PartOption,
     PromptsOption,
     RecipeOption,
+    ReuseOption,
     SeedOption,
     Source,
     StepsOption,
     StreamOption,
-    TransformerOption,
-    VBenchOption,
-    VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
+from s2q.cli_push import push
+from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
-    attending,
-    check_attention,
+    call_after,
     chosen_recipe,
     comparison_prompts,
+    earlier_of,
     evaluate_and_print,
-    measures,
+    fitting_stream,
     open_for,
     prepare,
+    print_reused,
     write_summary,
 )
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
@@ -67,6 +63,9 @@ app = typer.Typer(
 app.command()(compare)
 app.command()(bench)
 app.command()(export)
+app.command()(push)
+app.command()(generate)
+app.command()(evaluate)
 
 
 def main() -> None:
@@ -79,8 +78,20 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except USER_ERRORS as error:
-        errors.print(f"[bold red]s2q:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        from s2q.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(
+            f"out of memory, with everything in the smallest parts: use --stream, or fewer frames or pixels ({error})"
+        )
+
+
+def _fail(said: str) -> NoReturn:
+    errors.print(f"[bold red]s2q:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def _interrupted(number: int, frame: Any) -> None:
@@ -149,6 +160,8 @@ def quantize(
     dtype: DtypeOption = None,
     part: PartOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
+    force: ForceOption = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the folder of intermediate results.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -156,106 +169,22 @@ def quantize(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
-    opened = open_for(
-        pipeline,
-        device=device,
-        dtype=dtype,
-        part=part,
-        stream=stream,
-        transformer_alone=not chosen.needs_samples,
-        **call_of(steps, guidance_scale, height, width, num_frames),
-    )
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
+    where = {"device": device, "dtype": dtype, "part": part}
+    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, transformer_alone=not chosen.needs_samples, **where, **call)
     opened.disposable_text = opened.stream is not None
-    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, progress=terminal_progress())
+    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, reuse=earlier, progress=terminal_progress())
     if not keep_work:
         done.workspace.remove()
     summary = {"recipe": chosen.name, "bits": chosen.bits, "seed": seed, "output": str(out)}
-    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds}
+    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds, "reused": done.reused}
     print_storage(summary["storage"])
+    print_reused(done)
     console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
     write_summary(json_file, summary)
-
-
-@app.command()
-def generate(
-    pipeline: Source,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
-    transformer: Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")] = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    attention: AttentionOption = "float",
-    json_file: JsonOption = None,
-) -> None:
-    """Make a video."""
-    import time
-
-    from s2q.assessment import FPS
-    from s2q.evaluation.video import visible_scale, write_mp4
-    from s2q.progress import terminal_progress
-    from s2q.twins import generate as make_clip
-
-    if not prompt.strip():
-        raise ValueError("the prompt is empty")
-    if out.suffix != ".mp4":
-        raise ValueError(f"the output must end in .mp4, got {out}")
-    check_attention(attention, device)
-    opened = open_for(
-        pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
-    )
-    started = time.perf_counter()
-    with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.steps) as stage:
-        clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
-    seconds = time.perf_counter() - started
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(out, clip, FPS, visible_scale(clip))
-    console.print(
-        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
-    )
-    made = {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
-    write_summary(json_file, made | {"attention": attention})
-
-
-@app.command()
-def evaluate(
-    pipeline: Source,
-    transformer: TransformerOption,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
-    clips: ClipsOption = 16,
-    prompts: PromptsOption = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    attention: AttentionOption = "float",
-    clip: ClipModelOption = None,
-    dino: DinoOption = None,
-    aesthetic: AestheticOption = None,
-    aesthetic_clip: AestheticClipOption = None,
-    vbench: VBenchOption = None,
-    vbench_quantized_only: VBenchQuantizedOption = False,
-    fps: FpsOption = 8.0,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    check_attention(attention, device)
-    given = comparison_prompts(pipeline, clips, prompts)
-    more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
-    out = out or transformer.with_name(transformer.name + ".evaluation")
-    report = evaluate_and_print(opened, transformer, out, given, clips, seed, {}, attention, **more)
-    write_summary(json_file, report)
 
 
 @app.command()
@@ -276,6 +205,8 @@ def run(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
+    force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
@@ -285,15 +216,28 @@ def run(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
-    call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, device=device, dtype=dtype, stream=stream, **call)
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
+    where = {"device": device, "dtype": dtype}
+    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, **where, **call)
     done = run_quantize(
-        opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
+        opened,
+        chosen,
+        out / "transformer",
+        prompts=given,
+        seed=seed,
+        work=out / "work",
+        reuse=earlier,
+        progress=terminal_progress(),
     )
     print_storage(done.storage.to_dict())
+    print_reused(done)
     if not speaks():
         return
     compared = comparison_prompts(pipeline, clips, None)
-    report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
+    report = evaluate_and_print(
+        opened, out / "transformer", out, compared, clips, seed, done.seconds, reused=done.reused
+    )
     write_summary(json_file, report)

@@ -38,6 +38,18 @@ PartOption = Annotated[
         "--part", metavar="transformer|transformer_2", help="Which one, where a pipeline has two (Wan 2.2 A14B)."
     ),
 ]
+ReuseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reuse",
+        metavar="OUT",
+        help="An earlier result for the same architecture, such as a fine-tune's base: take over its samples, transforms "
+        "and clips, and round alone; --set optim.epochs=N learns on from there.",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Start although calibration would not fit in memory or on disk, by s2q plan.")
+]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
 ClipModelOption = Annotated[
     Path | None, typer.Option("--clip", help="A CLIP folder, for CLIPSIM and CLIP-Temp; see docs/measures.md.")

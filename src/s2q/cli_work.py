@@ -2,12 +2,10 @@
 
 import shlex
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from s2q.cli_attention import attending
 from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
@@ -15,7 +13,6 @@ from s2q.ranks import own_device
 def open_for(source: str, transformer: Path | None = None, **options: Any):
     """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
     import diffusers
-    import torch
     import transformers
 
     from s2q.models.pipelines import open_pipeline
@@ -23,11 +20,48 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = chosen_device(options.pop("device"))
-    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
-    dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
+    dtype = chosen_dtype(options.pop("dtype"), device)
     return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+
+
+def chosen_dtype(name: str | None, device: str):
+    """The dtype that was asked for, or that suits the device."""
+    import torch
+
+    name = name or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"unknown dtype {name!r}: allowed are float32, bfloat16, float16")
+    return dtype
+
+
+def fitting_stream(
+    source: str,
+    recipe,
+    out: Path,
+    call: dict[str, Any],
+    *,
+    device: str | None,
+    dtype: str | None,
+    stream: bool | None,
+    part: str | None = None,
+    force: bool = False,
+) -> bool | None:
+    """Whether to stream, once calibration has been seen to fit in what is free; `force` does not look."""
+    from s2q.fitting import choose_stream, free_disk, free_memory
+    from s2q.models.pipelines import PARTS, default_call, locate
+    from s2q.planning import plan
+
+    if force:
+        return stream
+    folder = locate(source, part)
+    given = {name: value for name, value in call.items() if value is not None}
+    kind = chosen_device(device)
+    bytes_each = chosen_dtype(dtype, kind).itemsize
+    made = plan(
+        folder, recipe, default_call(source, folder) | given, kind, bytes_each, part=part or PARTS[0], timed=False
+    )
+    return choose_stream(made, stream, free_memory(kind), free_disk(out))
 
 
 def chosen_device(name: str | None) -> str:
@@ -42,26 +76,6 @@ def chosen_device(name: str | None) -> str:
     if kind.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r} was asked for, but torch sees no CUDA device here: use --device cpu")
     return device
-
-
-def check_attention(kind: str, device: str | None) -> None:
-    """Refuse a value of `--attention` that is unknown, or does nothing on the device."""
-    if kind not in ("float", "int8"):
-        raise ValueError(f"unknown attention {kind!r}: allowed are float and int8")
-    if kind == "int8" and (chosen := chosen_device(device)) != "cpu":
-        raise ValueError(f"--attention int8 runs on the CPU, not on {chosen}: add --device cpu, or leave it out")
-
-
-@contextmanager
-def attending(kind: str, *transformers: Any) -> Iterator[None]:
-    """Inside, the attention of the transformers is computed as `--attention` says; calls left to torch are told after."""
-    from s2q.runtime.attention import int8_attention
-
-    with ExitStack() as stack:
-        installed = [stack.enter_context(int8_attention(model)) for model in transformers if kind == "int8"]
-        yield
-    for reason, calls in sum((each.declined for each in installed), Counter()).items():
-        errors.print(f"{calls} calls of attention were not in int8: {reason}", highlight=False)
 
 
 def measures(
@@ -106,18 +120,46 @@ def write_summary(path: Path | None, data: dict[str, Any]) -> None:
         write_json(path, data)
 
 
-def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int):
-    """Recipe and prompts, checked before anything is loaded."""
+def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, earlier=None):
+    """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
 
+    if earlier is not None and not any(change.startswith("optim.epochs=") for change in set_ or ()):
+        set_ = [*(set_ or ()), "optim.epochs=0"]
+
     chosen = chosen_recipe(recipe_name, bits, set_)
-    given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
+    if prompts is None and earlier is not None:
+        given = earlier.provenance["prompts"]
+    else:
+        given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
     if chosen.needs_samples and len(given) < chosen.sampler.prompts:
         raise ValueError(
             f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
             f"add prompts, or pass --set sampler.prompts={len(given)}"
         )
     return chosen, given
+
+
+def earlier_of(reuse: Path | None):
+    """The run that `--reuse` names."""
+    from s2q.reuse import open_earlier
+
+    return None if reuse is None else open_earlier(reuse)
+
+
+def call_after(earlier, call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline's calls: those given, and for the rest those of the earlier run."""
+    if earlier is None:
+        return call
+    return {**call, **earlier.provenance["call"], **{key: value for key, value in call.items() if value is not None}}
+
+
+def print_reused(done) -> None:
+    """Print what an earlier run spared this one."""
+    from s2q.reuse import account, sentence
+
+    if done.reused is not None:
+        console.print(sentence(account(done.reused, done.seconds)), markup=False, highlight=False, soft_wrap=True)
 
 
 def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
@@ -142,9 +184,9 @@ def evaluate_and_print(
     seed: int,
     seconds,
     attention: str = "float",
-    **measures: Any,
+    **more: Any,
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
+    """Compare, write the report into `out`, print the figures; `more` as `measures` gives it, or of the run."""
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
@@ -162,7 +204,7 @@ def evaluate_and_print(
             command="s2q " + shlex.join(sys.argv[1:]),
             seconds=seconds,
             progress=terminal_progress(),
-            **measures,
+            **more,
         ).report
     fidelity, rows = report["fidelity"], {}
     rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
@@ -43,13 +44,7 @@ def check_folder(path: Path, part: str | None) -> None:
     except (ValueError, OSError) as error:
         raise PipelineError(str(error)) from None
     there = [name for name in PARTS if parts.get(name, [None])[0] is not None]
-    if len(there) > 1 and part is None:
-        raise PipelineError(
-            f"{path} denoises with two transformers, of which each serves its own range of noise: quantize one, then the "
-            f"other, with part= or s2q quantize --part, {' and '.join(PARTS)}"
-        )
-    if part is not None and part not in there:
-        raise PipelineError(f"{path} has no {part}: it has {', '.join(there)}")
+    check_part(str(path), there, part)
     wrong = []
     for name, entry in parts.items():
         if isinstance(entry, list) and entry[0] is not None:
@@ -58,14 +53,41 @@ def check_folder(path: Path, part: str | None) -> None:
         raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
 
 
+def check_part(what: str, there: Sequence[str], part: str | None) -> str:
+    """Which of the transformers that are `there` is meant.
+
+    Raises:
+        PipelineError: two and none is named, or another one is.
+    """
+    if len(there) > 1 and part is None:
+        raise PipelineError(
+            f"{what} denoises with two transformers, of which each serves its own range of noise: quantize one, then the "
+            f"other, with part= or s2q quantize --part, {' and '.join(PARTS)}"
+        )
+    if part is not None and part not in there:
+        raise PipelineError(f"{what} has no {part}: it has {', '.join(there)}")
+    return part or PARTS[0]
+
+
 def _check_call(path: Path, name: str) -> None:
-    """Whether the pipeline makes a video of a prompt and nothing else."""
     pipeline = getattr(diffusers, name, None)
     if pipeline is None:
         raise PipelineError(f"{path} is a {name}, which this diffusers ({diffusers.__version__}) does not have")
     packages = getattr(pipeline, "_backends", None)
     if packages:  # a stand-in, which diffusers has in the place of a class whose packages are missing
         raise PipelineError(f"{path} is a {name}, for which diffusers wants these installed: {', '.join(packages)}")
+    check_calls(f"{path} is a {name}, which", pipeline)
+
+
+def check_calls(what: str, pipeline: type) -> None:
+    """Whether a class of pipelines makes a video of a prompt and nothing else.
+
+    Args:
+        what: begins what is said if it does not.
+
+    Raises:
+        PipelineError: it does not.
+    """
     parameters = inspect.signature(pipeline.__call__).parameters
     more = [
         key
@@ -79,15 +101,15 @@ def _check_call(path: Path, name: str) -> None:
     others = ("image",) if length else ("image", "video", "control_video")
     more += [key for key in others if key in parameters and key not in more]
     if not more and not length:
-        raise PipelineError(f"{path} is a {name}, which makes no video: its calls take none of {', '.join(FRAMES)}")
+        raise PipelineError(f"{what} makes no video: its calls take none of {', '.join(FRAMES)}")
     if "prompt" not in parameters or more:
         raise PipelineError(
-            f"{path} is a {name}, which wants more than a prompt ({', '.join(more) or 'and takes none'}): s2q calls "
+            f"{what} wants more than a prompt ({', '.join(more) or 'and takes none'}): s2q calls "
             "text-to-video pipelines alone. A transformer that it shares with one of those can be quantized there, and "
             "given to it with transformer="
         )
     if "callback_on_step_end" not in parameters:
-        raise PipelineError(f"{path} is a {name}, which does not say when a step ends (callback_on_step_end)")
+        raise PipelineError(f"{what} does not say when a step ends (callback_on_step_end)")
 
 
 def _missing_files(component: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Open a diffusers pipeline: a folder, a hub id, or the word `demo`, with clear errors before anything is loaded."""
+"""Open a diffusers pipeline: a folder, a hub id, the word `demo`, or one that is loaded already, with clear errors first."""
 
 import copy
 import inspect
@@ -16,13 +16,15 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
 from s2q.models.family import Family, patch_of
-from s2q.models.folder import PARTS, PipelineError, check_folder, weight_files
+from s2q.models.folder import PARTS, PipelineError, check_calls, check_folder, check_part, weight_files
 from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
 DEMO = "demo"
 DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
 """The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
+IN_MEMORY = "in memory"
+"""What is noted as the source of a pipeline that a program had loaded itself."""
 
 
 @dataclass
@@ -30,9 +32,9 @@ class OpenPipeline:
     """A loaded pipeline, and how it is to be called."""
 
     source: str
-    """What the user named."""
-    folder: Path
-    """Where it stands on this machine."""
+    """What the user named, or `IN_MEMORY`."""
+    folder: Path | None
+    """Where it stands on this machine; None if all that is known of it is in memory."""
     pipe: DiffusionPipeline
     family: Family
     call: dict[str, Any] = field(default_factory=dict)
@@ -129,7 +131,7 @@ def locate(source: str, part: str | None = None) -> Path:
 
 
 def open_pipeline(
-    source: str,
+    source: str | DiffusionPipeline,
     *,
     transformer: str | Path | None = None,
     part: str | None = None,
@@ -142,6 +144,8 @@ def open_pipeline(
     """Load a pipeline, with another transformer in place of its own if one is given.
 
     Args:
+        source: a folder, a hub id, the word of a demo, or a loaded pipeline; that one is taken as it is, with its own
+            dtype and device, and only `part` and `call` are looked at beside it.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
         stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
             that is free now calls for it.
@@ -152,6 +156,8 @@ def open_pipeline(
     Raises:
         PipelineError: see `locate`; also a folder that diffusers cannot load.
     """
+    if isinstance(source, DiffusionPipeline):
+        return _open_loaded(source, part, call)
     folder, meant = locate(source, part), part or PARTS[0]
     parts: dict[str, Any] = {}
     blocks = None
@@ -185,6 +191,39 @@ def open_pipeline(
     return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks, meant)
 
 
+def _open_loaded(pipe: DiffusionPipeline, part: str | None, call: Mapping[str, Any]) -> OpenPipeline:
+    what = f"this {type(pipe).__name__}"
+    there = [name for name in PARTS if getattr(pipe, name, None) is not None]
+    if not there:
+        raise PipelineError(f"{what} has no transformer: s2q quantizes video transformers")
+    check_calls(what, type(pipe))
+    meant = check_part(what, there, part)
+    transformer = getattr(pipe, meant)
+    try:
+        family = replace(resolve(transformer), pipeline=type(pipe).__name__)
+    except ValueError as error:
+        raise PipelineError(str(error)) from None
+    if any(_is_hooked(module) for module in transformer.modules()):
+        raise PipelineError(
+            f"{what} has hooks on its {meant} (offloading or caching): quantize first and add them afterwards, or call "
+            "remove_all_hooks() and disable_cache() first"
+        )
+    if getattr(transformer, "peft_config", None):
+        raise PipelineError(
+            f"{what} has adapters on its {meant}: fuse them (fuse_lora, then unload_lora_weights) first"
+        )
+    if getattr(transformer, "is_quantized", False):
+        raise PipelineError(f"the {meant} of {what} is quantized already: load the one in full precision")
+    _check_size(pipe, transformer, call)
+    chosen = {name: value for name, value in call.items() if value is not None}
+    return OpenPipeline(IN_MEMORY, None, pipe, family, _text_length(transformer.config, family) | chosen, None, meant)
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    # diffusers leaves an empty registry behind on every transformer that it has called.
+    return hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
+
+
 def _free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
@@ -207,12 +246,13 @@ def default_call(source: str, folder: Path) -> dict[str, Any]:
         from s2q.demo import GENERATION
 
         defaults |= GENERATION[DEMOS[source]]
-    # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
     config = json.loads((folder / "transformer" / "config.json").read_text())
-    key = resolve_folder(folder / "transformer", config["_class_name"]).text_length
-    if key in config:
-        defaults["max_sequence_length"] = config[key]
-    return defaults
+    return defaults | _text_length(config, resolve_folder(folder / "transformer", config["_class_name"]))
+
+
+def _text_length(config: Mapping[str, Any], family: Family) -> dict[str, int]:
+    # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
+    return {"max_sequence_length": config[family.text_length]} if family.text_length in config else {}
 
 
 def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:
