@@ -1,9 +1,10 @@
-"""S²Q: video diffusion transformers in few bits. Importing it teaches diffusers to load s2q checkpoints."""
+"""S²Q: video diffusion transformers in few bits. Importing it teaches diffusers and transformers to load s2q checkpoints."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from s2q.runtime.diffusers import register
+from s2q.runtime.diffusers import register as _register_with_diffusers
+from s2q.runtime.transformers import register as _register_with_transformers
 from s2q.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -46,4 +47,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_ROOMS[name]), name)
 
 
-register()
+_register_with_diffusers()
+_register_with_transformers()

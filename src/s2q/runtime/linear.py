@@ -70,11 +70,16 @@ class QuantLinear(nn.Linear):
             "bias", _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
         )
         self.shared_input: SharedInput | None = None
+        self.input_dtype: torch.dtype | None = None
+        """What inputs are cast to first, and so what the output is; None leaves them as they are."""
 
     @property
     def weight(self) -> Tensor:
-        """The packed weight, int32: adapters ask it for its device."""
-        return self.weight_packed
+        """The bytes of the packed weight, int8: adapters ask for their device, T5 for their dtype.
+
+        T5 casts what it hands to a linear to the dtype of its weight, unless that is int8.
+        """
+        return self.weight_packed.view(torch.int8)
 
     @property
     def act_groups(self) -> int:
@@ -101,8 +106,9 @@ class QuantLinear(nn.Linear):
         return LowRank(self.low_rank_down, self.low_rank_up, self.scheme.low_rank_on_codes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] → [..., N] in the dtype of `x`."""
+        """[..., K] → [..., N] in the dtype of `x`, or in `input_dtype`."""
         scheme = self.scheme
+        x = x if self.input_dtype is None else x.to(self.input_dtype)
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
         if direct or (torch.is_grad_enabled() and x.requires_grad):
             low_rank = self.low_rank()
