@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from s2q.runtime.diffusers import register as _register_with_diffusers
-from s2q.runtime.transformers import register as _register_with_transformers
+import s2q.runtime.diffusers as _diffusers
+import s2q.runtime.transformers as _transformers
 from s2q.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -47,5 +47,10 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_ROOMS[name]), name)
 
 
-_register_with_diffusers()
-_register_with_transformers()
+def register() -> None:
+    """Teach diffusers and transformers to load s2q checkpoints; doing so twice changes nothing."""
+    _diffusers.register()
+    _transformers.register()
+
+
+register()

@@ -1,4 +1,4 @@
-"""The model card of a quantized transformer: README.md of its folder, made of what stands in the folder."""
+"""The model card of a quantized model: README.md of its folder, made of what stands in the folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,13 +14,19 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def model_card(
-    source: str, model_class: str, pipeline_class: str, spec: QuantizationSpec, storage: Mapping[str, Any]
+    source: str,
+    model_class: str,
+    pipeline_class: str,
+    spec: QuantizationSpec,
+    storage: Mapping[str, Any],
+    part: str = "transformer",
 ) -> str:
     """The card as Markdown; nothing in it depends on the clock or the machine.
 
     Args:
         source: what the user named: a hub id, a folder, or the word of a demo. Of a folder only its name is told.
         storage: as `s2q.package.Storage.to_dict` gives it.
+        part: what the pipeline calls the model; text encoders are models of transformers, all others of diffusers.
     """
     hub_id = source if _is_hub_id(source) else None
     name = "".join(letter for letter in Path(source).name if letter.isprintable() and letter not in "`[]<>|")
@@ -33,6 +39,8 @@ def model_card(
         recipe=spec.recipe,
         bits=spec.bits,
         version=VERSION,
+        part=part,
+        is_text=part.startswith("text_encoder"),
         model_class=model_class,
         pipeline_class=pipeline_class,
         schemes=[_row(scheme) for scheme in spec.schemes],

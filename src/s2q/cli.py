@@ -1,4 +1,4 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare, export."""
+"""The command line: plan, quantize, quantize-text, generate, evaluate, run, compare, export."""
 
 import signal
 import sys
@@ -34,12 +34,14 @@ from s2q.cli_options import (
     Source,
     StepsOption,
     StreamOption,
+    TextEncodersOption,
     TransformerOption,
     VBenchOption,
     VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
+from s2q.cli_text import planned_text, quantize_text
 from s2q.cli_work import (
     chosen_recipe,
     comparison_prompts,
@@ -60,6 +62,7 @@ app = typer.Typer(
 )
 
 
+app.command()(quantize_text)
 app.command()(compare)
 app.command()(bench)
 app.command()(export)
@@ -117,13 +120,14 @@ def plan(
         "calibration memory, about": f"{size(made.memory_bytes)}, {size(made.streamed_memory_bytes)} with --stream",
         "work folder, about": f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream",
     }
-    table(f"Plan for {pipeline}", rows)
+    text_rows, text = planned_text(folder)
+    table(f"Plan for {pipeline}", rows | text_rows)
     if layers:
         for name, (n, k) in made.targets.items():
             console.print(f"  quantize {name} [{n}, {k}]", markup=False, highlight=False)
         for name, reason in made.kept.items():
             console.print(f"  keep     {name}: {reason}", markup=False, highlight=False)
-    write_summary(json_file, made.to_dict())
+    write_summary(json_file, made.to_dict() | text)
 
 
 @app.command()
@@ -177,7 +181,8 @@ def generate(
     pipeline: Source,
     prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
-    transformer: Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")] = None,
+    transformer: TransformerOption = None,
+    text_encoder: TextEncodersOption = None,
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
@@ -200,9 +205,8 @@ def generate(
         raise ValueError("the prompt is empty")
     if out.suffix != ".mp4":
         raise ValueError(f"the output must end in .mp4, got {out}")
-    opened = open_for(
-        pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
-    )
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, transformer, text_encoder, device=device, dtype=dtype, **call)
     started = time.perf_counter()
     with terminal_progress().stage("denoising", opened.steps) as stage:
         clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
@@ -220,7 +224,8 @@ def generate(
 @app.command()
 def evaluate(
     pipeline: Source,
-    transformer: TransformerOption,
+    transformer: TransformerOption = None,
+    text_encoder: TextEncodersOption = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
     clips: ClipsOption = 16,
     prompts: PromptsOption = None,
@@ -242,11 +247,16 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
+    quantized = transformer or (text_encoder or [None])[0]
+    if quantized is None:
+        raise ValueError("nothing to compare: give --transformer, --text-encoder, or both")
     given = comparison_prompts(pipeline, clips, prompts)
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
-    out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, None, text_encoder, beside=True, device=device, dtype=dtype, **call)
+    out = out or quantized.with_name(quantized.name + ".evaluation")
+    more |= {"text_alone": transformer is None}
+    write_summary(json_file, evaluate_and_print(opened, quantized, out, given, clips, seed, {}, **more))
 
 
 @app.command()

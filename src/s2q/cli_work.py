@@ -9,8 +9,18 @@ from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
 
-def open_for(source: str, transformer: Path | None = None, **options: Any):
-    """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
+def open_for(
+    source: str,
+    transformer: Path | None = None,
+    text_encoders: list[Path] | None = None,
+    beside: bool = False,
+    **options: Any,
+):
+    """Open a pipeline with the device and dtype that the options name, or that suit the machine.
+
+    Args:
+        text_encoders: folders of quantized ones, in the place of the pipeline's own, or `beside` them for comparison.
+    """
     import diffusers
     import torch
     import transformers
@@ -24,7 +34,16 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
     dtype = getattr(torch, dtype_name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
-    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+    quantized = {}
+    if text_encoders:
+        from s2q.models.pipelines import locate
+        from s2q.text_encoders.opening import load_text_encoders
+
+        quantized = load_text_encoders(locate(source), text_encoders, dtype, device)
+    own = {} if beside else quantized
+    opened = open_pipeline(source, transformer=transformer, dtype=dtype, device=device, text_encoders=own, **options)
+    opened.text_encoders = quantized if beside else {}
+    return opened
 
 
 def chosen_device(name: str | None) -> str:
@@ -111,14 +130,28 @@ def say_if_fewer(prompts: list[str], clips: int) -> None:
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
+    opened,
+    folder: Path,
+    out: Path,
+    prompts: list[str],
+    asked: int,
+    seed: int,
+    seconds,
+    text_alone: bool = False,
+    **measures: Any,
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
+    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them.
+
+    Args:
+        folder: of the quantized transformer, or of a text encoder if those that are opened beside are compared alone.
+    """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
-    quantized = load_transformer(folder, opened.transformer.dtype).to(opened.transformer.device)
+    quantized = opened.transformer
+    if not text_alone:
+        quantized = load_transformer(folder, quantized.dtype).to(quantized.device)
     say_if_fewer(prompts, asked)
     report = run_evaluate(
         opened,

@@ -1,9 +1,10 @@
 """Put the quantized blocks and the untouched rest together: an ordinary diffusers transformer folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -16,7 +17,7 @@ from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, Sche
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
-from s2q.shards import float_checksum, write_weights
+from s2q.shards import PATTERN, float_checksum, write_weights
 from s2q.storage import fingerprint, read_json, replacing_folder, write_json
 from s2q.version import VERSION
 from s2q.workspace import Workspace
@@ -28,7 +29,7 @@ class OutputError(ValueError):
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of the transformer's tensors on disk, before and after."""
+    """Bytes of the model's tensors on disk, before and after."""
 
     float_bytes: int
     quantized_bytes: int
@@ -75,20 +76,41 @@ def write_transformer(
             elements += tensor.numel()
         else:
             kept[name] = tensor
-    storage = _storage(replaced_bytes, elements, kept, quantized)
-    config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
+    storage = count_storage(replaced_bytes, elements, kept, quantized)
+    card = model_card(opened.source, config["_class_name"], type(opened.pipe).__name__, spec, storage.to_dict())
+    write_folder(out, config, spec, kept, quantized, card, provenance | {"storage": storage.to_dict()}, diffusers)
+    return storage
+
+
+def write_folder(
+    out: Path,
+    config: dict[str, Any],
+    spec: QuantizationSpec,
+    kept: Mapping[str, Tensor],
+    quantized: Mapping[str, Tensor],
+    card: str,
+    provenance: dict[str, Any],
+    library: ModuleType,
+    pattern: str = PATTERN,
+) -> None:
+    """Write the folder `out` of a quantized model whole or not at all: weights, configuration, provenance and card.
+
+    Args:
+        config: of the float model.
+        kept: the tensors that are not quantized; their checksums are noted.
+        library: what loads the folder.
+        pattern: name of its weight files.
+    """
+    config = config | {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
     noted = {"config_fingerprint": fingerprint(config)}
     noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
-    versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
+    noted |= {"versions": {"s2q": VERSION, "torch": torch.__version__, library.__name__: library.__version__}}
     with replacing_folder(out) as unfinished:
-        write_weights(kept | quantized, unfinished)
+        write_weights({**kept, **quantized}, unfinished, pattern)
         write_json(unfinished / "config.json", config)
-        noted |= {"versions": versions, "storage": storage.to_dict()}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)
-        card = model_card(opened.source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
         (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
-    return storage
 
 
 def _source_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -129,8 +151,10 @@ def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tupl
     return tensors, spec
 
 
-def _storage(replaced_bytes: int, elements: int, kept: dict[str, Tensor], quantized: dict[str, Tensor]) -> Storage:
-    """Count, given the bytes and the number of the float weights that were replaced."""
+def count_storage(
+    replaced_bytes: int, elements: int, kept: Mapping[str, Tensor], quantized: Mapping[str, Tensor]
+) -> Storage:
+    """Count bytes before and after, given the bytes and the number of the float weights that were replaced."""
 
     def after(*endings: str) -> int:
         return sum(tensor.nbytes for name, tensor in quantized.items() if name.endswith(endings))
