@@ -90,9 +90,8 @@ class S2QTextQuantizer(HfQuantizer):
             raise CheckpointError("the checkpoint cannot be used: " + some(sorted(wrong), "; "))
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        for name, keys in self._packed.items():
-            for key in keys:
-                model.get_submodule(name)._parameters[key].requires_grad_(False)
+        for name in self._packed:
+            model.get_submodule(name).requires_grad_(False)  # transformers makes every floating tensor trainable
         check_loaded(model, self.quantization_config.spec, self._notes)
         return model
 

@@ -89,12 +89,13 @@ def open_text_encoder(folder: Path, part: str, device: str, scratch: Path) -> Te
     source = folder / part
     if not any(source.glob("model*.safetensors")):
         raise PipelineError(f"{source} has no model.safetensors: s2q reads no other format (pickle could run code)")
-    blocks = block_list(empty_text_encoder(source, classes[part]))
+    skeleton = empty_text_encoder(source, classes[part])
+    blocks = block_list(skeleton)
     logging.getLogger("accelerate.big_modeling").setLevel(logging.ERROR)  # it warns of what is wanted here
     model = getattr(transformers, classes[part]).from_pretrained(
         source,
         dtype="auto",
-        device_map=_device_map(empty_text_encoder(source, classes[part]), blocks, device),
+        device_map=blocks_on_disk(skeleton, blocks, device),
         offload_folder=str(scratch),
     )
     if getattr(model.config, "quantization_config", None) is not None:
@@ -103,8 +104,8 @@ def open_text_encoder(folder: Path, part: str, device: str, scratch: Path) -> Te
     return TextEncoder(part, source, model.eval(), [(f"{blocks}.{name}", it) for name, it in listed.named_children()])
 
 
-def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, Any]:
-    """Everything beside the list of blocks on `device`, the blocks on disk; accelerate wants no name inside another."""
+def blocks_on_disk(model: nn.Module, blocks: str, device: str) -> dict[str, Any]:
+    """A device map: the list of blocks on disk, everything else on `device`; accelerate wants no name inside another."""
     placed: dict[str, Any] = {}
     prefix, owner = "", model
     for step in blocks.split("."):
