@@ -10,14 +10,14 @@ from transformers import PreTrainedModel
 
 from s2q.numerics.gptq import accumulate_hessian
 from s2q.numerics.packing import unpack
-from s2q.numerics.quantizer import affine_grid, quantize
+from s2q.numerics.quantizer import affine_grid, dequantize, quantize
 from s2q.progress import NoProgress
 from s2q.recipe import LinearScheme
 from s2q.runtime.linear import QuantLinear
 from s2q.text_encoders.calibration import Tokens
 from s2q.text_encoders.opening import TextEncoder, block_linears, block_list, open_text_encoder
 from s2q.text_encoders.quantize import text_recipe
-from s2q.text_encoders.rounding import packed_linear, quantize_blocks
+from s2q.text_encoders.rounding import ROWS, packed_linear, quantize_blocks
 
 TOKENS = Tokens(IDS, MASK)
 
@@ -83,6 +83,19 @@ def test_rounding_to_nearest_needs_no_tokens_and_rounds_every_weight(tiny_pipeli
         assert torch.allclose(packed.weight_scale, scale)
         codes = quantize(weight.double(), packed.weight_scale.double(), 4, zero.double())
         assert torch.equal(unpack(packed.weight_packed, 4, weight.shape[1]), codes)
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_rounding_some_rows_at_a_time_is_rounding_them_together(bits: int) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(24, 2 * ROWS + 5)
+    packed = packed_linear(linear, text_recipe("rtn", f"W{bits}A16", ["linear.group_size=8"]).linear, None)
+    scale, zero = affine_grid(linear.weight.detach().double(), bits, groups=3)
+    scale = scale.float()
+    expected = dequantize(quantize(linear.weight.detach().double(), scale.double(), bits, zero), scale, zero.float())
+    assert torch.equal(packed.dequantize().weight, expected)
+    assert torch.equal(packed.bias, linear.bias)
+    assert packed.weight_shape.tolist() == [2 * ROWS + 5, 24]
 
 
 def test_a_block_that_never_runs_is_an_error(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from s2q.runtime.linear import QuantLinear
 from s2q.text_encoders.calibration import Tokens
 from s2q.text_encoders.opening import TextEncoder, block_linears
 
+ROWS = 256
+"""Output channels rounded at a time; a multiple of 32, so that packed zero points end with a word."""
+
 
 @torch.no_grad()
 def quantize_blocks(encoder: TextEncoder, scheme: LinearScheme, tokens: Tokens | None, progress: Progress) -> None:
@@ -93,12 +96,23 @@ def _replace(block: nn.Module, scheme: LinearScheme, hessians: dict[str, Tensor]
 def packed_linear(linear: nn.Linear, scheme: LinearScheme, hessian: Tensor | None) -> QuantLinear:
     """The linear with its weight rounded and packed, on the same device."""
     columns, device = linear.in_features, linear.weight.device
-    inputs = SharedTransform(columns, scheme, torch.ones(columns, device=device), torch.Generator())
-    named = freeze(SimulatedLinear(linear, scheme, inputs), scheme, hessian)
     bias = linear.bias is not None
     packed = QuantLinear(columns, linear.out_features, bias, scheme_spec(scheme, columns), "meta", linear.weight.dtype)
-    for name, tensor in named.items():
+    # To the nearest, rows know nothing of each other: a few at a time fit the cache.
+    share = ROWS if hessian is None else linear.out_features
+    pieces = [_rounded(rows, scheme, hessian) for rows in linear.weight.detach().split(share)]
+    for name in packed.tensor_names:
+        whole = torch.tensor([linear.out_features, columns]) if name == "weight_shape" else None
+        tensor = torch.cat([piece[name] for piece in pieces]) if whole is None else whole
         packed.register_parameter(name, nn.Parameter(tensor.to(device), requires_grad=False))
     if bias:
         packed.bias = nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
     return packed
+
+
+def _rounded(weight: Tensor, scheme: LinearScheme, hessian: Tensor | None) -> dict[str, Tensor]:
+    rows, columns = weight.shape
+    linear = nn.Linear(columns, rows, bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    inputs = SharedTransform(columns, scheme, torch.ones(columns, device=weight.device), torch.Generator())
+    return freeze(SimulatedLinear(linear, scheme, inputs), scheme, hessian)
