@@ -194,7 +194,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     result = {
         "command": "python " + shlex.join(sys.argv),
-        "quantize": command,
+        "quantize": command.strip(),
         "seconds": seconds,
         "peak_resident_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
         "storage": json.loads((out / "s2q_provenance.json").read_text())["storage"],
