@@ -1,11 +1,13 @@
 """Time and memory of quantizing a model of a released size, on this machine, with random weights: no figure of quality.
 
     python benchmarks/real_size.py CogVideoX-2B --recipe s2q_vdit
+    python benchmarks/real_size.py T5-XXL --recipe rtn --bits W4A16
 
 A pipeline folder is made in bfloat16 from the published configuration of the transformer; text encoder and VAE are tiny
 ones of the right interface, for their cost is not what is measured. `s2q quantize --stream` then runs in a process of
 its own, whose peak resident memory is what the operating system says. Calls, samples and epochs are reduced as the
-options say: all of them stand in the results.
+options say: all of them stand in the results. For T5-XXL it is the other way round: `s2q quantize-text` reads a text encoder
+of the size of google/t5-v1_1-xxl, and the transformer is tiny.
 """
 
 import argparse
@@ -43,6 +45,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from s2q.shards import PATTERN, TEXT_PATTERN
 from s2q.storage import write_json
 
 PROMPTS = ["a red square moves left", "a green circle moves right"]
@@ -56,18 +59,45 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "HunyuanVideo": {"_class_name": "HunyuanVideoTransformer3DModel"},
 }  # fmt: skip
+TEXT_ENCODERS: dict[str, dict[str, Any]] = {
+    "T5-XXL": {
+        "vocab_size": 32128,
+        "d_model": 4096,
+        "d_kv": 64,
+        "d_ff": 10240,
+        "num_layers": 24,
+        "num_heads": 64,
+        "feed_forward_proj": "gated-gelu",
+    },
+}
+TINY_TRANSFORMER = COGVIDEOX | {"num_attention_heads": 1, "num_layers": 1}
 
 
 def make_transformer(folder: Path, config: dict[str, Any]) -> None:
-    """Write a transformer with random bfloat16 weights, shard by shard."""
+    """Write a transformer with random bfloat16 weights."""
     folder.mkdir(parents=True)
     with torch.device("meta"):
         model = getattr(diffusers, config["_class_name"]).from_config(config)
     (folder / "config.json").write_text(json.dumps({**model.config, "_class_name": config["_class_name"]}))
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    plan = split_torch_state_dict_into_shards(
-        state, filename_pattern="diffusion_pytorch_model{suffix}.safetensors", max_shard_size="2GB"
-    )
+    write_random(folder, model.state_dict(), PATTERN)
+
+
+def make_text_encoder(folder: Path, config: dict[str, Any]) -> None:
+    """Write a T5 encoder with random bfloat16 weights."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+    settings = T5Config(**config, architectures=["T5EncoderModel"], dtype="bfloat16")
+    with torch.device("meta"):
+        state = T5EncoderModel(settings).state_dict()
+    del state["encoder.embed_tokens.weight"]  # tied to the shared one
+    settings.save_pretrained(folder)
+    write_random(folder, state, TEXT_PATTERN)
+
+
+def write_random(folder: Path, tensors: dict[str, torch.Tensor], pattern: str) -> None:
+    """Write random bfloat16 weights of the shapes of `tensors`, shard by shard."""
+    state = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
+    plan = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size="2GB")
     generator = torch.Generator().manual_seed(0)
     for file, names in plan.filename_to_tensors.items():
         shard = {}
@@ -80,7 +110,7 @@ def make_transformer(folder: Path, config: dict[str, Any]) -> None:
         save_file(shard, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+        (folder / f"{pattern.format(suffix='')}.index.json").write_text(json.dumps(index))
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
@@ -93,14 +123,14 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_pipeline(folder: Path, name: str) -> None:
-    """Write the pipeline folder of one of `MODELS`, unless it is there."""
+    """Write the pipeline folder of one of `MODELS` or `TEXT_ENCODERS`, unless it is there."""
     if (folder / "model_index.json").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
-    config, tokenizer = MODELS[name], _tokenizer()
+    config, tokenizer = MODELS.get(name, TINY_TRANSFORMER), _tokenizer()
     channels = {"latent_channels": 16, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}
-    if name.startswith("CogVideoX"):
+    if config["_class_name"] == COGVIDEOX["_class_name"]:
         text = T5EncoderModel(T5Config(vocab_size=64, d_model=4096, d_kv=8, d_ff=8, num_layers=1, num_heads=2))
         vae = AutoencoderKLCogVideoX(**channels)
         parts = {"tokenizer": tokenizer, "text_encoder": text, "vae": vae, "scheduler": CogVideoXDDIMScheduler()}
@@ -120,6 +150,8 @@ def make_pipeline(folder: Path, name: str) -> None:
         )
     pipe.to(torch.bfloat16).save_pretrained(folder)
     make_transformer(folder / "transformer", config)
+    if name in TEXT_ENCODERS:
+        make_text_encoder(folder / "text_encoder", TEXT_ENCODERS[name])
     index = json.loads((folder / "model_index.json").read_text())
     index["transformer"] = ["diffusers", config["_class_name"]]
     (folder / "model_index.json").write_text(json.dumps(index))
@@ -128,7 +160,7 @@ def make_pipeline(folder: Path, name: str) -> None:
 def main() -> None:
     """Make the pipeline, quantize it in a process of its own, note what that took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("model", choices=[*MODELS, *TEXT_ENCODERS])
     parser.add_argument("--recipe", default="rtn")
     parser.add_argument("--bits", default="W4A6")
     parser.add_argument("--size", type=int, nargs=3, default=(9, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))
@@ -147,10 +179,13 @@ def main() -> None:
     for leftover in (out, out.with_name(out.name + ".work")):
         shutil.rmtree(leftover, ignore_errors=True)
     frames, height, width = arguments.size
-    command = f"s2q quantize {source} -o {out} --recipe {arguments.recipe} --bits {arguments.bits} --prompts {prompts} "
-    command += f"--steps {arguments.steps} --num-frames {frames} --height {height} --width {width} --stream "
-    command += "--dtype bfloat16 --device cpu --set sampler.prompts=2"
-    if arguments.recipe != "rtn":
+    is_text = arguments.model in TEXT_ENCODERS
+    command = f"s2q {'quantize-text' if is_text else 'quantize'} {source} -o {out} --recipe {arguments.recipe} "
+    command += f"--bits {arguments.bits} --prompts {prompts} --device cpu "
+    if not is_text:
+        command += f"--steps {arguments.steps} --num-frames {frames} --height {height} --width {width} --stream "
+        command += "--dtype bfloat16 --set sampler.prompts=2"
+    if arguments.recipe != "rtn" and not is_text:
         command += f" --set sampler.count={arguments.samples} --set optim.epochs={arguments.epochs}"
     started = time.perf_counter()
     program = f"import sys, torch; torch.set_num_threads({arguments.threads}); sys.argv[0] = 's2q'; "
@@ -159,7 +194,7 @@ def main() -> None:
     seconds = time.perf_counter() - started
     result = {
         "command": "python " + shlex.join(sys.argv),
-        "quantize": command,
+        "quantize": command.strip(),
         "seconds": seconds,
         "peak_resident_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
         "storage": json.loads((out / "s2q_provenance.json").read_text())["storage"],

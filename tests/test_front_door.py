@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from diffusers.quantizers import auto
+from transformers.quantizers import auto as text_auto
 
 import s2q
 
@@ -31,9 +33,10 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = s2q.quantise
 
 
-def test_importing_registers_with_diffusers_and_twice_is_harmless() -> None:
-    before = dict(auto.AUTO_QUANTIZER_MAPPING)
+@pytest.mark.parametrize("mappings", [auto, text_auto], ids=["diffusers", "transformers"])
+def test_importing_registers_with_each_library_and_twice_is_harmless(mappings: ModuleType) -> None:
+    before = dict(mappings.AUTO_QUANTIZER_MAPPING)
     s2q.register()
-    assert before == auto.AUTO_QUANTIZER_MAPPING
-    assert "s2q" in auto.AUTO_QUANTIZER_MAPPING
-    assert "s2q" in auto.AUTO_QUANTIZATION_CONFIG_MAPPING
+    assert before == mappings.AUTO_QUANTIZER_MAPPING
+    assert "s2q" in mappings.AUTO_QUANTIZER_MAPPING
+    assert "s2q" in mappings.AUTO_QUANTIZATION_CONFIG_MAPPING

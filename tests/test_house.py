@@ -30,6 +30,22 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"demo", "memory"},  # the word `demo` in place of a folder
     "calibration": {"models", "numerics", "recipe", "storage", "progress"},
     "quantization": {"memory", "models", "numerics", "recipe", "checkpoint", "runtime"},
+    "text_encoders": {
+        "calibration",
+        "card",
+        "checkpoint",
+        "models",
+        "numerics",
+        "package",
+        "progress",
+        "quantization",
+        "recipe",
+        "recipes",
+        "runtime",
+        "shards",
+        "storage",
+        "version",
+    },
     "evaluation": {"templating"},
     "templating": set(),
     "comparison": {

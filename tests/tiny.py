@@ -212,13 +212,13 @@ def tampered(
     *,
     tensors: Callable[[dict[str, Tensor]], Any] = lambda tensors: None,
     config: Callable[[dict[str, Any]], Any] = lambda config: None,
+    weights: str = "diffusion_pytorch_model.safetensors",
 ) -> Path:
-    """A copy of a transformer folder, its tensors and its configuration changed in place by the two functions."""
+    """A copy of a model's folder, its tensors and its configuration changed in place by the two functions."""
     shutil.copytree(folder, copy)
-    weights = copy / "diffusion_pytorch_model.safetensors"
-    state = load_file(weights)
+    state = load_file(copy / weights)
     tensors(state)
-    save_file(state, weights, metadata={"format": "pt"})
+    save_file(state, copy / weights, metadata={"format": "pt"})
     settings = json.loads((copy / "config.json").read_text())
     config(settings)
     (copy / "config.json").write_text(json.dumps(settings))

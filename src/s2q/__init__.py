@@ -1,9 +1,10 @@
-"""S²Q: video diffusion transformers in few bits. Importing it teaches diffusers to load s2q checkpoints."""
+"""S²Q: video diffusion transformers in few bits. Importing it teaches diffusers and transformers to load s2q checkpoints."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from s2q.runtime.diffusers import register
+import s2q.runtime.diffusers as _diffusers
+import s2q.runtime.transformers as _transformers
 from s2q.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def __getattr__(name: str) -> Any:
     if name not in _ROOMS:
         raise AttributeError(f"module 's2q' has no attribute {name!r}")
     return getattr(import_module(_ROOMS[name]), name)
+
+
+def register() -> None:
+    """Teach diffusers and transformers to load s2q checkpoints; doing so twice changes nothing."""
+    _diffusers.register()
+    _transformers.register()
 
 
 register()

@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 from s2q.calibration.trajectory import as_one_call, calls_by_step
-from s2q.checkpoint import PROVENANCE_NAME
+from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
@@ -74,7 +74,9 @@ def evaluate(
 
     Args:
         opened: the pipeline with its full-precision transformer.
-        quantized: the transformer loaded from `folder`, with `s2q.int8_attention` or without.
+        quantized: the transformer loaded from `folder`, with `s2q.int8_attention` or without. The quantized clips are made
+            with `opened.text_encoders`, too; where those are compared alone it is that of `opened`, and `folder` holds a
+            text encoder.
         prompts: one pair of clips each, the n-th from seed `seed` + n; not those of calibration.
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
@@ -95,6 +97,9 @@ def evaluate(
         "device": quantized.device.type,
         "attention": attention_of(quantized)["kind"],
     }
+    text = {part: model.config.quantization_config for part, model in opened.text_encoders.items()}
+    if text:
+        made_with["text_encoders"] = {part: fingerprint(config.to_dict()) for part, config in text.items()}
     Workspace.open(out / "clips", made_with)
     quantized.eval()
     remove_unfinished(out)
@@ -117,6 +122,7 @@ def evaluate(
         "versions": _versions(),
         "storage": provenance.get("storage"),
         "attention": attention_of(quantized),
+        "text_encoders": {part: f"{config.spec.recipe} {config.spec.bits}" for part, config in text.items()},
         "fidelity": fidelity(measured),
         "appearance": paired(looks["float"], looks["quantized"]),
         "learned": _learned(scorers, learned),
@@ -141,7 +147,11 @@ def evaluate(
             }
             for index, twin in enumerate(twins)
         ],
-        "notes": _notes(recipe, attention_of(quantized)["kind"]) + ([] if reused is None else [sentence(reused)]),
+        "notes": [
+            *_notes(recipe, attention_of(quantized)["kind"]),
+            *(_text_note(part, config.spec) for part, config in text.items()),
+            *([] if reused is None else [sentence(reused)]),
+        ],
     }
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
@@ -228,6 +238,10 @@ def _notes(recipe: Mapping[str, Any], attention: str) -> list[str]:
     if attention != "float":
         notes.append(f"The quantized clips were made with {attention} attention, the others with float attention.")
     return notes
+
+
+def _text_note(part: str, spec: QuantizationSpec) -> str:
+    return f"The quantized clips are made with a {part} quantized by {spec.recipe} to {spec.bits}, the others with a float one."
 
 
 def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -> TokenWeightFigure | None:

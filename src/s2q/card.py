@@ -1,4 +1,4 @@
-"""The model card of a quantized transformer: README.md of its folder, made of what stands in the folder."""
+"""The model card of a quantized model: README.md of its folder, made of what stands in the folder."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +20,7 @@ def model_card(
     spec: QuantizationSpec,
     storage: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
+    part: str = "transformer",
 ) -> str:
     """The card as Markdown; nothing in it depends on the clock or the machine.
 
@@ -28,6 +29,7 @@ def model_card(
             None: a pipeline that a program had loaded itself.
         storage: as `s2q.package.Storage.to_dict` gives it.
         report: as `s2q evaluate` writes it into `report.json`; its figures are told.
+        part: what the pipeline calls the model; text encoders are models of transformers, all others of diffusers.
     """
     hub_id = source if source and is_hub_id(source) else None
     name = "".join(letter for letter in Path(source or "").name if letter.isprintable() and letter not in "`[]<>|")
@@ -40,6 +42,8 @@ def model_card(
         recipe=spec.recipe,
         bits=spec.bits,
         version=VERSION,
+        part=part,
+        is_text=part.startswith("text_encoder"),
         model_class=model_class,
         pipeline_class=pipeline_class,
         schemes=[_row(scheme) for scheme in spec.schemes],

@@ -1,4 +1,4 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare, export, push."""
+"""The command line: plan, quantize, quantize-text, generate, evaluate, run, compare, export, push."""
 
 import signal
 import sys
@@ -35,6 +35,7 @@ from s2q.cli_options import (
     call_of,
 )
 from s2q.cli_push import push
+from s2q.cli_text import planned_text, quantize_text
 from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
     call_after,
@@ -60,6 +61,7 @@ app = typer.Typer(
 )
 
 
+app.command()(quantize_text)
 app.command()(compare)
 app.command()(bench)
 app.command()(export)
@@ -133,13 +135,14 @@ def plan(
         "calibration memory, about": f"{size(made.memory_bytes)}, {size(made.streamed_memory_bytes)} with --stream",
         "work folder, about": f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream",
     }
-    table(f"Plan for {pipeline}", rows)
+    text_rows, text = planned_text(folder)
+    table(f"Plan for {pipeline}", rows | text_rows)
     if layers:
         for name, (n, k) in made.targets.items():
             console.print(f"  quantize {name} [{n}, {k}]", markup=False, highlight=False)
         for name, reason in made.kept.items():
             console.print(f"  keep     {name}: {reason}", markup=False, highlight=False)
-    write_summary(json_file, made.to_dict())
+    write_summary(json_file, made.to_dict() | text)
 
 
 @app.command()

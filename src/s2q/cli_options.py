@@ -69,7 +69,11 @@ VBenchQuantizedOption = Annotated[
     bool, typer.Option("--vbench-quantized-only", help="Make no VBench videos in full precision.")
 ]
 FpsOption = Annotated[float, typer.Option("--fps", help="Frames per second of the videos.", min=0.1)]
-TransformerOption = Annotated[Path, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
+TransformerOption = Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
+TextEncodersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--text-encoder", help="A folder that s2q quantize-text wrote; once for each text encoder."),
+]
 ClipsOption = Annotated[int, typer.Option("--clips", help="Clips to compare, on prompts not calibrated on.", min=1)]
 
 

@@ -24,6 +24,7 @@ from s2q.cli_options import (
     SeedOption,
     Source,
     StepsOption,
+    TextEncodersOption,
     TransformerOption,
     VBenchOption,
     VBenchQuantizedOption,
@@ -38,7 +39,8 @@ def generate(
     pipeline: Source,
     prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
-    transformer: Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")] = None,
+    transformer: TransformerOption = None,
+    text_encoder: TextEncodersOption = None,
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
@@ -63,9 +65,8 @@ def generate(
     if out.suffix != ".mp4":
         raise ValueError(f"the output must end in .mp4, got {out}")
     check_attention(attention, chosen_device(device))
-    opened = open_for(
-        pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
-    )
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, transformer, text_encoder, device=device, dtype=dtype, **call)
     started = time.perf_counter()
     with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.steps) as stage:
         clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
@@ -81,7 +82,8 @@ def generate(
 
 def evaluate(
     pipeline: Source,
-    transformer: TransformerOption,
+    transformer: TransformerOption = None,
+    text_encoder: TextEncodersOption = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
     clips: ClipsOption = 16,
     prompts: PromptsOption = None,
@@ -104,9 +106,14 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
+    quantized = transformer or (text_encoder or [None])[0]
+    if quantized is None:
+        raise ValueError("nothing to compare: give --transformer, --text-encoder, or both")
     check_attention(attention, chosen_device(device))
     given = comparison_prompts(pipeline, clips, prompts)
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
-    out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, attention, **more))
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, None, text_encoder, beside=True, device=device, dtype=dtype, **call)
+    out = out or quantized.with_name(quantized.name + ".evaluation")
+    more |= {"attention": attention, "text_alone": transformer is None}
+    write_summary(json_file, evaluate_and_print(opened, quantized, out, given, clips, seed, {}, **more))

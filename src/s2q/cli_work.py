@@ -10,8 +10,18 @@ from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
 
-def open_for(source: str, transformer: Path | None = None, **options: Any):
-    """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
+def open_for(
+    source: str,
+    transformer: Path | None = None,
+    text_encoders: list[Path] | None = None,
+    beside: bool = False,
+    **options: Any,
+):
+    """Open a pipeline with the device and dtype that the options name, or that suit the machine.
+
+    Args:
+        text_encoders: folders of quantized ones, in the place of the pipeline's own, or `beside` them for comparison.
+    """
     import diffusers
     import transformers
 
@@ -21,7 +31,16 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
     transformers.utils.logging.disable_progress_bar()
     device = chosen_device(options.pop("device"))
     dtype = chosen_dtype(options.pop("dtype"), device)
-    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+    quantized = {}
+    if text_encoders:
+        from s2q.models.pipelines import locate
+        from s2q.text_encoders.opening import load_text_encoders
+
+        quantized = load_text_encoders(locate(source), text_encoders, dtype, device)
+    own = {} if beside else quantized
+    opened = open_pipeline(source, transformer=transformer, dtype=dtype, device=device, text_encoders=own, **options)
+    opened.text_encoders = quantized if beside else {}
+    return opened
 
 
 def chosen_dtype(name: str | None, device: str):
@@ -184,14 +203,21 @@ def evaluate_and_print(
     seed: int,
     seconds,
     attention: str = "float",
+    text_alone: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `more` as `measures` gives it, or of the run."""
+    """Compare, write the report into `out`, print the figures; `more` as `measures` gives it, or of the run.
+
+    Args:
+        folder: of the quantized transformer, or of a text encoder if those that are opened beside are compared alone.
+    """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
-    quantized = load_transformer(folder, opened.transformer.dtype).to(opened.transformer.device)
+    quantized = opened.transformer
+    if not text_alone:
+        quantized = load_transformer(folder, quantized.dtype).to(quantized.device)
     say_if_fewer(prompts, asked)
     with attending(attention, quantized):
         report = run_evaluate(

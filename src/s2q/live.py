@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from s2q import run
 from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
-from s2q.package import Storage, collect, count_storage
+from s2q.package import Storage, collect, storage_of
 from s2q.progress import Progress, as_progress
 from s2q.prompts import calibration_prompts
 from s2q.recipe import Recipe
@@ -119,7 +119,7 @@ def _in_memory(
         with run.calibrated(opened, recipe, chosen, folder, None, earlier, progress) as (workspace, found, _):
             started = time.perf_counter()
             tensors, spec = collect(opened, recipe, workspace)
-            _, storage = count_storage(opened, tensors, spec)
+            _, storage = storage_of(opened, tensors, spec)
             install(opened.transformer, spec, tensors)
             seconds = run.seconds_of(found, time.perf_counter() - started)
             noted = run.provenance(chosen, found, prompts, read_note(workspace))

@@ -37,11 +37,11 @@ def table(title: str, rows: dict[str, str]) -> None:
     console.print(grid)
 
 
-def print_storage(storage: dict[str, Any]) -> None:
-    """Print what `package.Storage` counted."""
+def print_storage(storage: dict[str, Any], part: str = "transformer") -> None:
+    """Print what `package.Storage` counted of a part of a pipeline."""
     ratio = storage["float_bytes"] / storage["quantized_bytes"]
     console.print(
-        f"transformer {size(storage['float_bytes'])} → {size(storage['quantized_bytes'])} ({ratio:.2f}× smaller), "
+        f"{part} {size(storage['float_bytes'])} → {size(storage['quantized_bytes'])} ({ratio:.2f}× smaller), "
         f"{storage['bits_per_block_weight']:.2f} bits a block weight",
         highlight=False,
     )

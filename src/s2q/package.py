@@ -1,9 +1,10 @@
 """Put the quantized blocks and the untouched rest together: an ordinary diffusers transformer folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -16,7 +17,7 @@ from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, Sche
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
-from s2q.shards import float_checksum, write_weights
+from s2q.shards import PATTERN, float_checksum, write_weights
 from s2q.storage import fingerprint, read_json, replacing_folder, write_json
 from s2q.version import VERSION
 from s2q.workspace import Workspace
@@ -28,7 +29,7 @@ class OutputError(ValueError):
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes of the transformer's tensors on disk, before and after."""
+    """Bytes of the model's tensors on disk, before and after."""
 
     float_bytes: int
     quantized_bytes: int
@@ -67,24 +68,46 @@ def write_transformer(
     """
     config = _config(opened)
     quantized, spec = collect(opened, recipe, workspace)
-    kept, storage = count_storage(opened, quantized, spec)
-    config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
-    config.pop("_name_or_path", None)
-    noted = {"config_fingerprint": fingerprint(config)}
-    noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
-    versions = {"s2q": VERSION, "torch": torch.__version__, "diffusers": diffusers.__version__}
-    with replacing_folder(out) as unfinished:
-        write_weights(kept | quantized, unfinished)
-        write_json(unfinished / "config.json", config)
-        noted |= {"versions": versions, "storage": storage.to_dict(), "pipeline_class": type(opened.pipe).__name__}
-        write_json(unfinished / PROVENANCE_NAME, provenance | noted)
-        source = None if opened.folder is None else opened.source
-        card = model_card(source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
-        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
+    kept, storage = storage_of(opened, quantized, spec)
+    source, pipeline_class = None if opened.folder is None else opened.source, type(opened.pipe).__name__
+    card = model_card(source, config["_class_name"], pipeline_class, spec, storage.to_dict())
+    noted = provenance | {"storage": storage.to_dict(), "pipeline_class": pipeline_class}
+    write_folder(out, config, spec, kept, quantized, card, noted, diffusers)
     return storage
 
 
-def count_storage(
+def write_folder(
+    out: Path,
+    config: dict[str, Any],
+    spec: QuantizationSpec,
+    kept: Mapping[str, Tensor],
+    quantized: Mapping[str, Tensor],
+    card: str,
+    provenance: dict[str, Any],
+    library: ModuleType,
+    pattern: str = PATTERN,
+) -> None:
+    """Write the folder `out` of a quantized model whole or not at all: weights, configuration, provenance and card.
+
+    Args:
+        config: of the float model.
+        kept: the tensors that are not quantized; their checksums are noted.
+        library: what loads the folder.
+        pattern: name of its weight files.
+    """
+    config = config | {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
+    config.pop("_name_or_path", None)
+    noted = {"config_fingerprint": fingerprint(config)}
+    noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
+    noted |= {"versions": {"s2q": VERSION, "torch": torch.__version__, library.__name__: library.__version__}}
+    with replacing_folder(out) as unfinished:
+        write_weights({**kept, **quantized}, unfinished, pattern)
+        write_json(unfinished / "config.json", config)
+        write_json(unfinished / PROVENANCE_NAME, provenance | noted)
+        (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
+
+
+def storage_of(
     opened: OpenPipeline, quantized: dict[str, Tensor], spec: QuantizationSpec
 ) -> tuple[dict[str, Tensor], Storage]:
     """The float tensors that stay, by full name, and the bytes of all."""
@@ -96,7 +119,7 @@ def count_storage(
             elements += tensor.numel()
         else:
             kept[name] = tensor
-    return kept, _storage(replaced_bytes, elements, kept, quantized)
+    return kept, count_storage(replaced_bytes, elements, kept, quantized)
 
 
 def _config(opened: OpenPipeline) -> dict[str, Any]:
@@ -146,8 +169,10 @@ def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple
     return tensors, spec
 
 
-def _storage(replaced_bytes: int, elements: int, kept: dict[str, Tensor], quantized: dict[str, Tensor]) -> Storage:
-    """Count, given the bytes and the number of the float weights that were replaced."""
+def count_storage(
+    replaced_bytes: int, elements: int, kept: Mapping[str, Tensor], quantized: Mapping[str, Tensor]
+) -> Storage:
+    """Count bytes before and after, given the bytes and the number of the float weights that were replaced."""
 
     def after(*endings: str) -> int:
         return sum(tensor.nbytes for name, tensor in quantized.items() if name.endswith(endings))

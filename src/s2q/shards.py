@@ -17,6 +17,8 @@ INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE_NAME = "diffusion_pytorch_model.safetensors"
 # diffusers' name; a lone file has no suffix, shards are numbered.
 PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
+TEXT_PATTERN = "model{suffix}.safetensors"
+"""The same of transformers."""
 MAX_SHARD_SIZE = "5GB"
 
 
@@ -72,10 +74,10 @@ def tensor_places(files: Sequence[Path]) -> dict[str, Path]:
     return places
 
 
-def write_weights(tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Write the tensors of a transformer into `folder` as diffusers does: one file, or shards and their index."""
+def write_weights(tensors: Mapping[str, Tensor], folder: Path, pattern: str = PATTERN) -> None:
+    """Write the tensors of a model into `folder` as diffusers and transformers do: one file, or shards and their index."""
     save_torch_state_dict(
-        dict(tensors), folder, filename_pattern=PATTERN, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
+        dict(tensors), folder, filename_pattern=pattern, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
     )
 
 

@@ -17,8 +17,8 @@ from tiny import CALL, PROMPTS, make_inputs, make_transformer, simulate, tampere
 from torch import nn
 
 from s2q.checkpoint import CheckpointError
-from s2q.runtime.diffusers import swap_linears
 from s2q.runtime.linear import QuantLinear
+from s2q.runtime.loading import swap_linears
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 QUERY = "transformer_blocks.0.attn1.to_q"

@@ -1,7 +1,7 @@
 """Encode every prompt before the first video is made, so that text encoders can leave memory for good."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -11,6 +11,21 @@ from s2q.models.pipelines import OpenPipeline
 
 class _Stop(Exception):
     """Ends a call of the pipeline whose rest is not needed."""
+
+
+def call_up_to_transformer(opened: OpenPipeline, prompts: Sequence[str]) -> None:
+    """Call the pipeline for each of `prompts`, in order, and end each call at its first use of the transformer."""
+
+    def stop(*args: Any) -> None:
+        raise _Stop
+
+    handle = opened.pipe.transformer.register_forward_pre_hook(stop)
+    try:
+        for prompt in prompts:
+            with suppress(_Stop):
+                opened.pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **opened.call)
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -31,18 +46,9 @@ def prompts_encoded(opened: OpenPipeline, prompts: Sequence[str]) -> Iterator[No
         made.append(encode(*args, **kwargs))
         return made[-1]
 
-    def stop(*args: Any) -> None:
-        raise _Stop
-
-    handle = pipe.transformer.register_forward_pre_hook(stop)
     try:
         pipe.encode_prompt = keep
-        for prompt in prompts:
-            try:
-                pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **opened.call)
-            except _Stop:
-                continue
-        handle.remove()
+        call_up_to_transformer(opened, prompts)
         for name, component in pipe.components.items():
             if name.startswith("text_encoder") and component is not None:
                 setattr(pipe, name, None)
@@ -50,5 +56,4 @@ def prompts_encoded(opened: OpenPipeline, prompts: Sequence[str]) -> Iterator[No
         pipe.encode_prompt = lambda *args, **kwargs: next(again)
         yield
     finally:
-        handle.remove()
         del pipe.encode_prompt

@@ -43,6 +43,8 @@ class OpenPipeline:
     """Where the transformer's blocks are read from, if they are not in memory."""
     part: str = PARTS[0]
     """Which of the pipeline's transformers is meant."""
+    text_encoders: Mapping[str, torch.nn.Module] = field(default_factory=dict)
+    """Part → quantized text encoder that `using` puts in place together with its transformer."""
     disposable_text: bool = False
     """Whether text encoders may leave for good when the prompts are encoded: nobody calls the pipeline afterwards."""
 
@@ -65,13 +67,16 @@ class OpenPipeline:
 
     @contextmanager
     def using(self, transformer: torch.nn.Module) -> Iterator[None]:
-        """Inside, the pipeline runs with `transformer`; afterwards it has its own again."""
-        own = self.transformer
-        setattr(self.pipe, self.part, transformer)
+        """Inside, the pipeline runs with `transformer` and `text_encoders`; afterwards it has its own again."""
+        others = {**self.text_encoders, self.part: transformer}
+        own = {name: getattr(self.pipe, name) for name in others}
         try:
+            for name, component in others.items():
+                setattr(self.pipe, name, component)
             yield
         finally:
-            setattr(self.pipe, self.part, own)
+            for name, component in own.items():
+                setattr(self.pipe, name, component)
 
     @property
     def steps(self) -> int:
@@ -139,6 +144,7 @@ def open_pipeline(
     device: str = "cpu",
     stream: bool | None = False,
     transformer_alone: bool = False,
+    text_encoders: Mapping[str, torch.nn.Module] | None = None,
     **call: Any,
 ) -> OpenPipeline:
     """Load a pipeline, with another transformer in place of its own if one is given.
@@ -146,6 +152,7 @@ def open_pipeline(
     Args:
         source: a folder, a hub id, the word of a demo, or a loaded pipeline; that one is taken as it is, with its own
             dtype and device, and only `part` and `call` are looked at beside it.
+        text_encoders: part → text encoder in place of the pipeline's own; it stays on the device where it is.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
         stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
             that is free now calls for it.
@@ -159,7 +166,8 @@ def open_pipeline(
     if isinstance(source, DiffusionPipeline):
         return _open_loaded(source, part, call)
     folder, meant = locate(source, part), part or PARTS[0]
-    parts: dict[str, Any] = {}
+    given = text_encoders or {}
+    parts: dict[str, Any] = dict(given)
     blocks = None
     index = json.loads((folder / "model_index.json").read_text())
     if transformer_alone:
@@ -178,8 +186,8 @@ def open_pipeline(
         pipe = getattr(diffusers, index["_class_name"]).from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module) and (component is not getattr(pipe, meant) or blocks is None):
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module) and name not in given and (name != meant or blocks is None):
             component.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)

@@ -74,6 +74,8 @@ class QuantLinear(nn.Linear):
             "bias", _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
         )
         self.shared_input: SharedInput | None = None
+        self.input_dtype: torch.dtype | None = None
+        """What inputs are cast to first, and so what the output is; None leaves them as they are."""
         # G of the tokens; a stored range is one for all of them.
         self.act_groups = 1 if scheme.input_range else group_count(in_features, scheme.act_group_size)
         self._asked = (
@@ -91,8 +93,11 @@ class QuantLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:
-        """The packed weight, int32: adapters ask it for its device."""
-        return self.weight_packed
+        """The bytes of the packed weight, int8: adapters ask for their device, T5 for their dtype.
+
+        T5 casts what it hands to a linear to the dtype of its weight, unless that is int8.
+        """
+        return self.weight_packed.view(torch.int8)
 
     def packed_tensors(self) -> dict[str, Tensor]:
         """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
@@ -122,8 +127,9 @@ class QuantLinear(nn.Linear):
         return LowRank(self.low_rank_down, self.low_rank_up, self.scheme.low_rank_on_codes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., K] → [..., N] in the dtype of `x`."""
+        """[..., K] → [..., N] in the dtype of `x`, or in `input_dtype`."""
         scheme = self.scheme
+        x = x if self.input_dtype is None else x.to(self.input_dtype)
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
         if direct or (torch.is_grad_enabled() and x.requires_grad):
             low_rank = self.low_rank()
