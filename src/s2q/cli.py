@@ -51,6 +51,7 @@ from s2q.cli_work import (
 )
 from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
 from s2q.ranks import speaks
+from s2q.recipes import DEFAULT
 from s2q.reproducible import ask_for_the_same_bits
 
 app = typer.Typer(
@@ -105,7 +106,7 @@ def _interrupted(number: int, frame: Any) -> None:
 def plan(
     pipeline: Source,
     bits: BitsOption = "W4A6",
-    recipe: RecipeOption = "s2q_vdit",
+    recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     steps: StepsOption = None,
     height: HeightOption = None,
@@ -150,7 +151,7 @@ def quantize(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="The transformer folder to write.")],
     bits: BitsOption = "W4A6",
-    recipe: RecipeOption = "s2q_vdit",
+    recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     prompts: PromptsOption = None,
     seed: SeedOption = 0,
@@ -195,7 +196,7 @@ def run(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything.")],
     bits: BitsOption = "W4A6",
-    recipe: RecipeOption = "s2q_vdit",
+    recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     prompts: PromptsOption = None,
     clips: ClipsOption = 16,

@@ -24,7 +24,7 @@ from s2q.recipe import (
 # fewer bits lose: docs/method.md has the measurement.
 MODULATION_ACT_BITS = 8
 
-DEFAULT = "s2q_vdit"
+DEFAULT = "s2q_plus"
 """The recipe that is meant when none is named."""
 
 EVENLY = SamplerSpec(kind="uniform")
