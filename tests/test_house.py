@@ -26,13 +26,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "card": {"templating", "checkpoint", "messages", "version"},
     "shards": {"checkpoint", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
-    "models": {"demo"},  # the word `demo` in place of a folder
-    "calibration": {"models", "numerics", "recipe", "storage", "progress"},
+    "media": {"evaluation", "storage"},  # a video is read as it is written
+    "models": {"demo", "media"},  # the word `demo` in place of a folder
+    "calibration": {"media", "models", "numerics", "recipe", "storage", "progress"},
     "quantization": {"models", "numerics", "recipe", "checkpoint", "runtime"},
     "evaluation": {"templating"},
     "templating": set(),
     "comparison": {
         "evaluation",
+        "media",
         "models",
         "progress",
         "prompts",
@@ -45,7 +47,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "workspace",
     },
     "export": {"checkpoint", "runtime", "shards", "storage"},
-    "prompts": {"models", "demo"},
+    "prompts": {"media", "models", "demo"},
     "bench": {"checkpoint", "numerics", "runtime"},
 }
 # Beside torch and the standard library, what a room may take from outside.

@@ -145,14 +145,9 @@ def make_ltx_inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def make_ltx_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_ltx` into `folder`."""
-    torch.manual_seed(1)
-    tokenizer = tiny.make_tokenizer()
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
-    vae = AutoencoderKLLTXVideo(
+def make_ltx_vae() -> AutoencoderKLLTXVideo:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -162,6 +157,16 @@ def make_ltx_pipeline(folder: Path) -> Path:
         decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=2,
     )
+
+
+def make_ltx_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_ltx` into `folder`."""
+    torch.manual_seed(1)
+    tokenizer = tiny.make_tokenizer()
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = make_ltx_vae()
     pipe = LTXPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,

@@ -25,7 +25,7 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 
-def _make(name: str, **changes: Any) -> ModelMixin:
+def make(name: str, **changes: Any) -> ModelMixin:
     """The tiny transformer of a class, for a text encoder of 24 channels."""
     torch.manual_seed(0)
     config = next(architecture.config for architecture in ARCHITECTURES if architecture.name == name)
@@ -43,21 +43,26 @@ class TinyPipeline:
     call: Mapping[str, Any]
     latent: tuple[int, int, int]
     """Frames, height and width of one clip made with `call`."""
+    more: Callable[[], Mapping[str, Any]] = dict
+    """Further components, or others than tokenizer and text encoder of T5."""
+    media: tuple[str, ...] = ()
+    """What its prompts have beside words."""
 
-    def make(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> Path:
         """Save it, complete, into `folder`."""
         torch.manual_seed(1)
         tokenizer = tiny.make_tokenizer()
         text_encoder = T5EncoderModel(
             T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
-        pipe = getattr(diffusers, self.class_name)(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            vae=self.vae(),
-            transformer=self.transformer(),
-            scheduler=self.scheduler(),
-        )
+        parts = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "vae": self.vae(),
+            "transformer": self.transformer(),
+            "scheduler": self.scheduler(),
+        }
+        pipe = getattr(diffusers, self.class_name)(**parts | self.more())
         pipe.save_pretrained(folder)
         return folder
 
@@ -76,7 +81,7 @@ def _allegro_vae() -> AutoencoderKLAllegro:
     )
 
 
-def _unipc() -> UniPCMultistepScheduler:
+def unipc() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
@@ -84,7 +89,7 @@ TEXT = {"max_sequence_length": TEXT_LENGTH}
 PIPELINES = {
     "cogvideox-1.5": TinyPipeline(
         "CogVideoXPipeline",
-        lambda: _make(
+        lambda: make(
             "CogVideoXTransformer3DModel",
             **COGVIDEOX | {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "patch_bias": False},
         ),
@@ -99,23 +104,23 @@ PIPELINES = {
     "wan-vace": TinyPipeline(
         "WanVACEPipeline",
         # As many channels as the pipeline makes of a video and its mask; not as many control blocks as branches.
-        lambda: _make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
+        lambda: make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
         make_wan_vae,
-        _unipc,
+        unipc,
         SIZE | TEXT,
         (2, 4, 4),
     ),
     "skyreels-v2": TinyPipeline(
         "SkyReelsV2Pipeline",
-        lambda: _make("SkyReelsV2Transformer3DModel"),
+        lambda: make("SkyReelsV2Transformer3DModel"),
         make_wan_vae,
-        _unipc,
+        unipc,
         SIZE | TEXT,
         (2, 4, 4),
     ),
     "mochi": TinyPipeline(
         "MochiPipeline",
-        lambda: _make("MochiTransformer3DModel", text_embed_dim=24),
+        lambda: make("MochiTransformer3DModel", text_embed_dim=24),
         _mochi_vae,
         FlowMatchEulerDiscreteScheduler,
         SIZE | TEXT | {"num_frames": 7},
@@ -124,7 +129,7 @@ PIPELINES = {
     "allegro": TinyPipeline(
         "AllegroPipeline",
         # Rotary angles want heads that are a multiple of six wide.
-        lambda: _make("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
+        lambda: make("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
         _allegro_vae,
         EulerAncestralDiscreteScheduler,
         SIZE | TEXT | {"num_frames": 24, "clean_caption": False},  # a whole tile of the VAE
@@ -132,7 +137,7 @@ PIPELINES = {
     ),
     "latte": TinyPipeline(
         "LattePipeline",
-        lambda: _make("LatteTransformer3DModel"),
+        lambda: make("LatteTransformer3DModel"),
         lambda: AutoencoderKL(
             latent_channels=4,
             block_out_channels=(8, 8, 8, 8),

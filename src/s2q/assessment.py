@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from s2q.calibration.trajectory import as_one_call, calls_by_step
+from s2q.calibration.calls import as_one_call, calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
@@ -79,8 +79,14 @@ def evaluate(
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
         fps: frames per second of every video written.
+
+    Raises:
+        ValueError: prompts that the pipeline cannot be called with; those of VBench are words alone.
     """
     progress = progress or NoProgress()
+    opened.check(prompts)
+    if official is not None:
+        opened.check(official.prompts)
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
         "pipeline": str(opened.folder.resolve()),

@@ -15,6 +15,7 @@ from s2q.calibration.salience import combine, min_max, salience_of_prompt
 from s2q.calibration.selection import Sample, check_pool, select
 from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.media import described
 from s2q.models.blocks import first_call, modality_slices, to_device
 from s2q.models.folder import PARTS, weight_files
 from s2q.models.pipelines import OpenPipeline
@@ -60,7 +61,7 @@ def settings(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed:
         "pipeline": opened.source,
         "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / opened.part)},
         "recipe": recipe.model_dump(mode="json"),
-        "prompts": list(prompts) if recipe.needs_samples else [],
+        "prompts": list(map(described, prompts)) if recipe.needs_samples else [],
         "call": opened.call,
         "seed": seed,
         "dtype": str(opened.transformer.dtype),
@@ -92,7 +93,8 @@ def quantize(
             same pipeline from the same prompts and seed; default is `work`.
 
     Raises:
-        ValueError: too few prompts or candidates, or a folder that holds another run.
+        ValueError: too few prompts or candidates, prompts that the pipeline cannot be called with, or a folder that holds
+            another run.
     """
     progress = progress or NoProgress()
     sampler = recipe.sampler
@@ -103,6 +105,7 @@ def quantize(
         )
     prompts = list(prompts[: sampler.prompts])
     if recipe.needs_samples:
+        opened.check(prompts)
         check_pool(len(prompts), opened.steps, sampler)
     chosen = settings(opened, recipe, prompts, seed)
     work = work or out.with_name(out.name + ".work")

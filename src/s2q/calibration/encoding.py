@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from s2q.media import read_media
 from s2q.models.pipelines import OpenPipeline
 
 
@@ -39,7 +40,13 @@ def prompts_encoded(opened: OpenPipeline, prompts: Sequence[str]) -> Iterator[No
         pipe.encode_prompt = keep
         for prompt in prompts:
             try:
-                pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **opened.call)
+                pipe(
+                    prompt=prompt,
+                    generator=torch.Generator().manual_seed(0),
+                    output_type="latent",
+                    **read_media(prompt),
+                    **opened.call,
+                )
             except _Stop:
                 continue
         handle.remove()

@@ -3,7 +3,7 @@
 import copy
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,9 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
 from s2q.models.family import Family, patch_of
-from s2q.models.folder import PARTS, PipelineError, check_folder, weight_files
+from s2q.models.folder import PARTS, PipelineError, check_folder, pipeline_class, weight_files
+from s2q.models.geometry import call_defaults, denoising_steps
+from s2q.models.inputs import FRAMES, check_prompts
 from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
@@ -65,10 +67,19 @@ class OpenPipeline:
         finally:
             setattr(self.pipe, self.part, own)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Whether the pipeline can be called with each of `prompts`, see `check_prompts`.
+
+        Raises:
+            ValueError: with everything that is wrong.
+        """
+        size = self._argument("height"), self._argument("width")
+        check_prompts(type(self.pipe), prompts, size if all(size) else None)
+
     @property
     def steps(self) -> int:
         """Denoising steps of a call that the transformer serves, T."""
-        steps, boundary = self._argument("num_inference_steps"), self.pipe.config.get("boundary_ratio")
+        steps, boundary = denoising_steps(self._arguments()), self.pipe.config.get("boundary_ratio")
         if boundary is None:
             return steps
         scheduler = copy.deepcopy(self.pipe.scheduler)
@@ -80,15 +91,18 @@ class OpenPipeline:
     def guidance_scale(self) -> float | None:
         """Scale of classifier-free guidance; None where the transformer runs once a step."""
         if self.family.guidance is None:
-            return None
+            guider = getattr(self.pipe, "guider", None)
+            return getattr(guider, "guidance_scale", None)
         scale = self._argument(self.family.guidance)
         if self.part != PARTS[0]:
             scale = self.call.get("guidance_scale_2") or scale
         return scale if scale > 1 else None
 
+    def _arguments(self) -> dict[str, Any]:
+        return call_defaults(self.family) | self.call
+
     def _argument(self, name: str) -> Any:
-        default = inspect.signature(self.pipe.__call__).parameters[name].default
-        return self.call.get(name, default)
+        return self._arguments().get(name)
 
 
 def locate(source: str, part: str | None = None) -> Path:
@@ -163,7 +177,7 @@ def open_pipeline(
             raise PipelineError(f"diffusers cannot load {source}: {error}") from None
     try:
         # By the class itself: the base class passes over a given transformer where the class calls it optional (Wan).
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(folder, dtype=dtype, **parts)
+        pipe = pipeline_class(folder).from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
     for component in pipe.components.values():
@@ -173,10 +187,19 @@ def open_pipeline(
     defaults = default_call(source, folder)
     _check_size(pipe, getattr(pipe, meant), call)
     chosen = {name: value for name, value in call.items() if value is not None}
+    _check_arguments(type(pipe), chosen)
     family = replace(resolve(getattr(pipe, meant)), pipeline=type(pipe).__name__)
     if family.tiled_vae:
         pipe.vae.enable_tiling()
     return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks, meant)
+
+
+def _check_arguments(pipeline: type[DiffusionPipeline], call: Mapping[str, Any]) -> None:
+    takes = inspect.signature(pipeline.__call__).parameters
+    unknown = sorted(set(call) - set(takes))
+    if unknown:
+        length = ": the video that it is given decides the length" if set(unknown) & set(FRAMES) else ""
+        raise PipelineError(f"the calls of {pipeline.__name__} take no {', '.join(unknown)}{length}")
 
 
 def _free_bytes(device: str) -> int:
