@@ -13,7 +13,7 @@ from tiny_media import MEDIA_PIPELINES, with_media
 from tiny_pipelines import PIPELINES
 
 from s2q.assessment import evaluate
-from s2q.calibration.calls import calls_by_step
+from s2q.calibration.calls import calls_by_step, same
 from s2q.calibration.trajectory import record_trajectories
 from s2q.models.geometry import latent_size
 from s2q.models.pipelines import load_transformer, open_pipeline
@@ -59,7 +59,7 @@ def test_it_is_quantized_loaded_and_compared_with_its_twin(
         done = evaluate(opened, model, made.folder, tmp_path / "report", prompts=prompts[:1])
     assert 0 < done.report["fidelity"]["latent_relative_mse"] < 1
     assert done.twins[0].candidate.std() > 0
-    planned = plan(folder, cheap("s2q_vdit", "W4A6"), opened.call)
+    planned = plan(folder, cheap("s2q_vdit", "W4A6"), {"num_frames": 5} | opened.call)
     assert (planned.float_bytes, planned.quantized_bytes) == (made.storage.float_bytes, made.storage.quantized_bytes)
 
 
@@ -74,6 +74,8 @@ def test_recorded_calls_are_those_of_the_pipeline_bit_for_bit(
     assert latent_size(opened.family, steps[0][0]) == ALL[name].latent
     for step, calls in enumerate(steps):
         for branch, call in zip(("cond", "uncond") if len(calls) == 2 else ("both",), calls, strict=True):
-            stored = opened.pipe.transformer(**store.arguments(0, step, branch))[0]
-            assert torch.equal(stored, opened.pipe.transformer(**call)[0])
+            # Their values, not what is made of them: that may differ in its last bits with where they lie in memory.
+            stored = store.arguments(0, step, branch)
+            assert stored.keys() == call.keys()
+            assert [name for name in call if not same(stored[name], call[name])] == []
     assert torch.equal(store.latents(0)[-1], final[0])

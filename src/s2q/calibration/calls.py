@@ -77,15 +77,16 @@ def as_one_call(calls: Sequence[Call], family: Family) -> Call:
     joined: Call = {}
     for name in uncond | cond:
         one, other = uncond.get(name), cond.get(name)
-        same_in_both = name in (family.latents, family.timestep) or not _has_batch(other)
+        stacked = _has_batch(other) or (isinstance(other, Tensor) and name in family.batched)
+        same_in_both = name in (family.latents, family.timestep) or not stacked
         if same_in_both and not same(one, other):
             raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
-        if _has_batch(other) and _shape(one) != _shape(other):
+        if stacked and _shape(one) != _shape(other):
             raise PipelineError(
                 f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
                 f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
             )
-        joined[name] = torch.cat([one, other]) if _has_batch(other) else other
+        joined[name] = torch.cat([one, other]) if stacked else other
     return joined
 
 

@@ -62,11 +62,12 @@ def record_trajectories(
         stage.advance(len(prompts) - len(missing))
         for index in missing:
             started = time.perf_counter()
-            tensors, plain = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
+            tensors, plain, branches = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
             metadata = {
                 "prompt": described(prompts[index]),
                 "arguments": plain,
                 "channels": opened.family.channels,
+                "branches": branches,
                 "seconds": time.perf_counter() - started,
             }
             write_tensors(trajectory_path(folder, index), tensors, metadata)
@@ -74,8 +75,8 @@ def record_trajectories(
     return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
 
 
-def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number, tuple of numbers)."""
+def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    """Tensors of one prompt's file, the transformer's plain arguments (None, bool, numbers, tuples of them), branches."""
     family = opened.family
     steps, final = calls_by_step(opened, prompt, seed)
     for step, made in enumerate(steps):
@@ -99,7 +100,8 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         if name in (family.latents, family.timestep):
             continue
         if isinstance(value, Tensor):
-            kind = "arguments" if value.ndim and value.shape[0] == branches else "shared"
+            by_branch = name in family.batched or (value.ndim and value.shape[0] == branches)
+            kind = "arguments" if by_branch else "shared"
             over_time = [call[name] for call in calls]
             if not all(same(later, value) for later in over_time) and len({later.shape for later in over_time}) == 1:
                 tensors[f"{STEPS}{kind}.{name}"] = torch.stack(over_time)
@@ -111,7 +113,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
             plain[name] = value
         if any(not same(call.get(name), value) for call in calls):
             raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
-    return tensors, plain
+    return tensors, plain, branches
 
 
 def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -198,15 +200,15 @@ class TrajectoryStore:
             latents = file.get_slice("latents")[step : step + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]
             shared: dict[str, dict[tuple[int, ...], Tensor]] = {}
-            branches, condition = 1, None
+            condition = None
             for name in sorted(file.keys()):
                 changing = name.startswith(STEPS)
                 kind, _, rest = name.removeprefix(STEPS).partition(".")
                 if kind in ("arguments", "condition"):
                     value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     if branch != "both":
-                        value = value[:1] if branch == "uncond" else value[-1:]
-                    branches = value.shape[0]
+                        rows = len(value) // metadata["branches"]
+                        value = value[:rows] if branch == "uncond" else value[-rows:]
                     if kind == "condition":
                         condition = value
                     else:
@@ -216,6 +218,7 @@ class TrajectoryStore:
                     value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     shared.setdefault(argument, {})[tuple(map(int, places))] = value
         arguments |= {name: _nested(places) for name, places in shared.items()}
+        branches = metadata["branches"] if branch == "both" else 1
         latents = latents.expand(branches, *latents.shape[1:])
         if condition is not None:
             latents = torch.cat([latents, condition], dim=metadata["channels"])

@@ -36,6 +36,8 @@ class Family:
     layout: str = "CFhw"
     """Order of channels, frames, height and width in the latents, after the batch; SC where the pipeline has cut them into
     tokens already, and passes num_frames, height and width beside them."""
+    batched: tuple[str, ...] = ()
+    """Arguments of the model that may have several rows a sample, one for each of its images."""
     text_length: str | None = None
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"

@@ -85,6 +85,8 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
 
 def latent_size(family: Family, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, height and width of the latents, from the arguments of a call of the transformer."""
+    if family.layout == "SC" and "video_coords" in arguments:  # of LTX with conditions, [B, 3, S]
+        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
     if family.layout == "SC":
         return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
     shape = arguments[family.latents].shape
