@@ -65,6 +65,7 @@ def evaluate(
     official: Official | None = None,
     official_quantized_only: bool = False,
     fps: float = FPS,
+    second: tuple[nn.Module, Path] | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
@@ -79,6 +80,7 @@ def evaluate(
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
         fps: frames per second of every video written.
+        second: the quantized `transformer_2` that works together with `quantized`, and its folder.
 
     Raises:
         ValueError: prompts that the pipeline cannot be called with; those of VBench are words alone.
@@ -95,10 +97,14 @@ def evaluate(
         "dtype": str(quantized.dtype),
         "device": quantized.device.type,
     }
+    beside = None
+    if second is not None:
+        beside = second[0].eval()
+        made_with["second"] = fingerprint(read_json(second[1] / PROVENANCE_NAME) or {})
     Workspace.open(out / "clips", made_with)
     quantized.eval()
     remove_unfinished(out)
-    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress)
+    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress, beside)
     measured = [
         measure(Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents, t.step_errors)) for t in twins
     ]
@@ -149,6 +155,7 @@ def evaluate(
         report["vbench"] = vbench_scores(
             opened, quantized, official, out / "vbench",
             seed=seed, fps=fps, made_with=made_with, quantized_only=official_quantized_only, progress=progress,
+            second=beside,
         )  # fmt: skip
         _write(out, report, figures)
     return Evaluation(report, twins)

@@ -12,6 +12,7 @@ from rich.markup import escape
 from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
+from s2q.cli_generate import generate
 from s2q.cli_options import (
     AestheticClipOption,
     AestheticOption,
@@ -34,14 +35,15 @@ from s2q.cli_options import (
     Source,
     StepsOption,
     StreamOption,
+    Transformer2Option,
     TransformerOption,
     VBenchOption,
     VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
+from s2q.cli_plan import plan
 from s2q.cli_work import (
-    chosen_recipe,
     comparison_prompts,
     evaluate_and_print,
     measures,
@@ -49,7 +51,7 @@ from s2q.cli_work import (
     prepare,
     write_summary,
 )
-from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
+from s2q.messages import USER_ERRORS, console, errors, print_storage
 from s2q.ranks import speaks
 
 app = typer.Typer(
@@ -60,9 +62,8 @@ app = typer.Typer(
 )
 
 
-app.command()(compare)
-app.command()(bench)
-app.command()(export)
+for command in (plan, generate, compare, bench, export):
+    app.command()(command)
 
 
 def main() -> None:
@@ -81,49 +82,6 @@ def main() -> None:
 def _interrupted(number: int, frame: Any) -> None:
     errors.print("\n[yellow]s2q: interrupted.[/] The same command goes on from the last finished item.")
     raise SystemExit(128 + number)
-
-
-@app.command()
-def plan(
-    pipeline: Source,
-    bits: BitsOption = "W4A6",
-    recipe: RecipeOption = "s2q_vdit",
-    set_: Overrides = None,
-    steps: StepsOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List every linear.")] = False,
-    json_file: JsonOption = None,
-) -> None:
-    """Tell what would be quantized, the size before and after, the memory and the time; loads no weights."""
-    from s2q.models.pipelines import default_call, locate
-    from s2q.planning import plan as make_plan
-
-    folder = locate(pipeline)
-    chosen = chosen_recipe(recipe, bits, set_)
-    call = {name: value for name, value in call_of(steps, None, height, width, num_frames).items() if value is not None}
-    made = make_plan(folder, chosen, default_call(pipeline, folder) | call, device or "cpu")
-    rows = {
-        "model": f"{made.model}, {made.parameters / 1e6:.1f} M parameters",
-        "recipe": f"{made.recipe} {made.bits}",
-        "quantized linears": f"{len(made.targets)}, {made.bits_per_block_weight:.2f} bits a weight",
-        "kept in floating point": f"{len(made.kept)} linears, and all norms, embeddings and biases",
-        "transformer before": size(made.float_bytes),
-        "transformer after": f"{size(made.quantized_bytes)} ({made.float_bytes / made.quantized_bytes:.2f}× smaller)",
-        "tokens a sample": f"{made.tokens}",
-        "calibration time, about": duration(sum(made.seconds.values())),
-        "calibration memory, about": f"{size(made.memory_bytes)}, {size(made.streamed_memory_bytes)} with --stream",
-        "work folder, about": f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream",
-    }
-    table(f"Plan for {pipeline}", rows)
-    if layers:
-        for name, (n, k) in made.targets.items():
-            console.print(f"  quantize {name} [{n}, {k}]", markup=False, highlight=False)
-        for name, reason in made.kept.items():
-            console.print(f"  keep     {name}: {reason}", markup=False, highlight=False)
-    write_summary(json_file, made.to_dict())
 
 
 @app.command()
@@ -151,7 +109,7 @@ def quantize(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part)
     opened = open_for(
         pipeline,
         device=device,
@@ -173,54 +131,10 @@ def quantize(
 
 
 @app.command()
-def generate(
-    pipeline: Source,
-    prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
-    transformer: Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")] = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    json_file: JsonOption = None,
-) -> None:
-    """Make a video."""
-    import time
-
-    from s2q.assessment import FPS
-    from s2q.evaluation.video import visible_scale, write_mp4
-    from s2q.progress import terminal_progress
-    from s2q.twins import generate as make_clip
-
-    if not prompt.strip():
-        raise ValueError("the prompt is empty")
-    if out.suffix != ".mp4":
-        raise ValueError(f"the output must end in .mp4, got {out}")
-    opened = open_for(
-        pipeline, transformer, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames)
-    )
-    started = time.perf_counter()
-    with terminal_progress().stage("denoising", opened.steps) as stage:
-        clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
-    seconds = time.perf_counter() - started
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(out, clip, FPS, visible_scale(clip))
-    console.print(
-        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
-    )
-    write_summary(
-        json_file, {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
-    )
-
-
-@app.command()
 def evaluate(
     pipeline: Source,
-    transformer: TransformerOption,
+    transformer: TransformerOption = None,
+    transformer_2: Transformer2Option = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
     clips: ClipsOption = 16,
     prompts: PromptsOption = None,
@@ -242,11 +156,21 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    given = comparison_prompts(pipeline, clips, prompts)
+    from s2q.models.folder import PARTS
+
+    folder = transformer or transformer_2
+    if folder is None:
+        raise ValueError(
+            "nothing to compare: give --transformer, --transformer-2, or both, each a folder of s2q quantize"
+        )
+    part = PARTS[0] if transformer else PARTS[1]
+    given = comparison_prompts(pipeline, clips, prompts, part)
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
-    out = out or transformer.with_name(transformer.name + ".evaluation")
-    write_summary(json_file, evaluate_and_print(opened, transformer, out, given, clips, seed, {}, **more))
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, device=device, dtype=dtype, part=part, **call)
+    out = out or folder.with_name(folder.name + ".evaluation")
+    second = transformer_2 if transformer else None
+    write_summary(json_file, evaluate_and_print(opened, folder, out, given, clips, seed, {}, second, **more))
 
 
 @app.command()
@@ -257,6 +181,9 @@ def run(
     recipe: RecipeOption = "s2q_vdit",
     set_: Overrides = None,
     prompts: PromptsOption = None,
+    evaluation_prompts: Annotated[
+        Path | None, typer.Option("--evaluation-prompts", help="A file as --prompts, of others to compare on.")
+    ] = None,
     clips: ClipsOption = 16,
     seed: SeedOption = 0,
     steps: StepsOption = None,
@@ -266,25 +193,26 @@ def run(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    part: PartOption = None,
     stream: StreamOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
 
-    --prompts are calibrated on; the comparison uses other prompts, bundled with s2q.
+    --prompts are calibrated on; the comparison uses others, those of --evaluation-prompts or bundled with s2q.
     """
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part)
+    compared = comparison_prompts(pipeline, clips, evaluation_prompts, part)
     call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, device=device, dtype=dtype, stream=stream, **call)
+    opened = open_for(pipeline, device=device, dtype=dtype, part=part, stream=stream, **call)
     done = run_quantize(
         opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
     )
     print_storage(done.storage.to_dict())
     if not speaks():
         return
-    compared = comparison_prompts(pipeline, clips, None)
     report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
     write_summary(json_file, report)

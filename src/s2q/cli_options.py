@@ -13,7 +13,7 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see doc
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")
 ]
-PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")]
+PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="One prompt a line; with images: docs/media.md.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Same command, same seed, same bits.", min=0)]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps.", min=1)]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
@@ -54,7 +54,10 @@ VBenchQuantizedOption = Annotated[
     bool, typer.Option("--vbench-quantized-only", help="Make no VBench videos in full precision.")
 ]
 FpsOption = Annotated[float, typer.Option("--fps", help="Frames per second of the videos.", min=0.1)]
-TransformerOption = Annotated[Path, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
+TransformerOption = Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
+Transformer2Option = Annotated[
+    Path | None, typer.Option("--transformer-2", help="One of the pipeline's second transformer (Wan 2.2 A14B).")
+]
 ClipsOption = Annotated[int, typer.Option("--clips", help="Clips to compare, on prompts not calibrated on.", min=1)]
 
 

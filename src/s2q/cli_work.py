@@ -9,7 +9,7 @@ from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
 
-def open_for(source: str, transformer: Path | None = None, **options: Any):
+def open_for(source: str, **options: Any):
     """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
     import diffusers
     import torch
@@ -24,7 +24,7 @@ def open_for(source: str, transformer: Path | None = None, **options: Any):
     dtype = getattr(torch, dtype_name, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
-    return open_pipeline(source, transformer=transformer, dtype=dtype, device=device, **options)
+    return open_pipeline(source, dtype=dtype, device=device, **options)
 
 
 def chosen_device(name: str | None) -> str:
@@ -83,7 +83,33 @@ def write_summary(path: Path | None, data: dict[str, Any]) -> None:
         write_json(path, data)
 
 
-def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int):
+def prompt_with(words: str, image: Path | None, inputs: list[str]):
+    """A prompt with the files that --image and --input NAME=FILE name.
+
+    Raises:
+        ValueError: a name that no pipeline has, or no file.
+    """
+    from s2q.media import INPUTS, Prompt
+
+    files: dict[str, list[Path]] = {"image": [image]} if image else {}
+    for given in inputs:
+        name, _, file = given.partition("=")
+        if name not in INPUTS or not file:
+            raise ValueError(f"--input {given}: write NAME=FILE, NAME one of {', '.join(INPUTS)}")
+        files.setdefault(name, []).append(Path(file))
+    return Prompt(words, **files)
+
+
+def check_for(pipeline: str, prompts: list[str], part: str | None) -> None:
+    """Whether the pipeline can be called with each of `prompts`, before its weights are loaded."""
+    from s2q.models.folder import pipeline_class
+    from s2q.models.inputs import check_prompts
+    from s2q.models.pipelines import locate
+
+    check_prompts(pipeline_class(locate(pipeline, part)), prompts)
+
+
+def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, part: str | None):
     """Recipe and prompts, checked before anything is loaded."""
     from s2q.prompts import calibration_prompts, read_prompts
 
@@ -94,14 +120,27 @@ def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | No
             f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
             f"add prompts, or pass --set sampler.prompts={len(given)}"
         )
+    if chosen.needs_samples:
+        check_for(pipeline, given[: chosen.sampler.prompts], part)
     return chosen, given
 
 
-def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
+def calibration_file(pipeline: str, prompts: Path | None, most: int) -> list[str] | None:
+    """The prompts of a file that a comparison calibrates on, or None for the bundled ones; `most` of them are recorded."""
+    from s2q.prompts import calibration_prompts, read_prompts
+
+    given = read_prompts(prompts) if prompts else None
+    check_for(pipeline, given or calibration_prompts(pipeline, most, 0), None)
+    return given
+
+
+def comparison_prompts(pipeline: str, clips: int, prompts: Path | None, part: str | None = None) -> list[str]:
     """At most `clips` prompts to compare on: from the file, or bundled ones that nothing was calibrated on."""
     from s2q.prompts import evaluation_prompts, read_prompts
 
-    return read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    check_for(pipeline, given, part)
+    return given
 
 
 def say_if_fewer(prompts: list[str], clips: int) -> None:
@@ -111,14 +150,22 @@ def say_if_fewer(prompts: list[str], clips: int) -> None:
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, **measures: Any
+    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, second=None, **measures: Any
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `measures` as the function of that name gives them."""
+    """Compare, write the report into `out`, print the figures.
+
+    Args:
+        second: folder of a quantized second transformer that works together with the one in `folder`.
+        measures: as the function of that name gives them.
+    """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
-    quantized = load_transformer(folder, opened.transformer.dtype).to(opened.transformer.device)
+    dtype, device = opened.transformer.dtype, opened.transformer.device
+    quantized = load_transformer(folder, dtype).to(device)
+    if second is not None:
+        second = load_transformer(second, dtype).to(device), second
     say_if_fewer(prompts, asked)
     report = run_evaluate(
         opened,
@@ -129,6 +176,7 @@ def evaluate_and_print(
         seed=seed,
         command="s2q " + shlex.join(sys.argv[1:]),
         seconds=seconds,
+        second=second,
         progress=terminal_progress(),
         **measures,
     ).report

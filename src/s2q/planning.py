@@ -17,9 +17,9 @@ from torch import nn
 
 from s2q.checkpoint import tensor_layout
 from s2q.models.family import Family
+from s2q.models.folder import PARTS, weight_files
 from s2q.models.geometry import Geometry, geometry, vae_factors
 from s2q.models.lookup import resolve
-from s2q.models.pipelines import weight_files
 from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
@@ -66,14 +66,22 @@ class Plan:
         return asdict(self)
 
 
-def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "cpu", dtype_bytes: int = 4) -> Plan:
+def plan(
+    folder: Path,
+    recipe: Recipe,
+    call: Mapping[str, Any],
+    device: str = "cpu",
+    dtype_bytes: int = 4,
+    part: str = PARTS[0],
+) -> Plan:
     """Plan the quantization of the pipeline in `folder`.
 
     Args:
         call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
         dtype_bytes: bytes of a number in the dtype that calibration runs in.
+        part: which of the pipeline's transformers is meant.
     """
-    config = json.loads((folder / "transformer" / "config.json").read_text())
+    config = json.loads((folder / part / "config.json").read_text())
     model_class = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
         model = model_class.from_config(config)
@@ -84,7 +92,7 @@ def plan(folder: Path, recipe: Recipe, call: Mapping[str, Any], device: str = "c
     sizes = geometry(family, model.config, _factors(folder / "vae" / "config.json"), call)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    element = _stored_bytes(folder / "transformer")
+    element = _stored_bytes(folder / part)
     targets, packed, extra = _targets(model, family, recipe)
     block_weights = sum(n * k for n, k in targets.values())
     states = _states(model, family, sizes) * dtype_bytes

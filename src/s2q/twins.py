@@ -89,12 +89,19 @@ def _one_by_one(
 
 
 def make_twins(
-    opened: OpenPipeline, candidate: nn.Module, prompts: Sequence[str], seed: int, folder: Path, progress: Progress
+    opened: OpenPipeline,
+    candidate: nn.Module,
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    second: nn.Module | None = None,
 ) -> list[Twin]:
     """One pair of clips a prompt, the n-th from seed `seed` + n; pairs whose file is there already are read.
 
     Args:
         candidate: the quantized transformer; `opened` holds the full-precision one and is given back with it.
+        second: a quantized `transformer_2` that works together with it.
     """
     twins = []
     with progress.stage("evaluation", len(prompts)) as stage:
@@ -102,7 +109,7 @@ def make_twins(
             path = folder / f"clip-{index:04d}.safetensors"
             done = read_metadata(path)
             if done is None or (done["prompt"], done["seed"]) != (described(prompt), seed + index):
-                _make(opened, candidate, prompt, seed + index, path)
+                _make(opened, candidate, second, prompt, seed + index, path)
             metadata, tensors = read_metadata(path), load_file(path)
             arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
             twins.append(
@@ -124,13 +131,15 @@ def relative_errors(reference: Tensor, candidate: Tensor) -> list[float]:
     return (lost / reference.flatten(1).square().sum(1)).tolist()
 
 
-def _make(opened: OpenPipeline, candidate: nn.Module, prompt: str, seed: int, path: Path) -> None:
+def _make(
+    opened: OpenPipeline, candidate: nn.Module, second: nn.Module | None, prompt: str, seed: int, path: Path
+) -> None:
     reference_steps: list[Tensor] = []
     candidate_steps: list[Tensor] = []
     started = time.perf_counter()
     reference = generate(opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu()))
     between = time.perf_counter()
-    with opened.using(candidate):
+    with opened.using(candidate, second):
         quantized = generate(opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu()))
     ended = time.perf_counter()
     errors = relative_errors(torch.stack(reference_steps), torch.stack(candidate_steps))

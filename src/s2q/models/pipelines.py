@@ -58,14 +58,17 @@ class OpenPipeline:
             yield
 
     @contextmanager
-    def using(self, transformer: torch.nn.Module) -> Iterator[None]:
-        """Inside, the pipeline runs with `transformer`; afterwards it has its own again."""
-        own = self.transformer
-        setattr(self.pipe, self.part, transformer)
+    def using(self, transformer: torch.nn.Module, second: torch.nn.Module | None = None) -> Iterator[None]:
+        """Inside, the pipeline runs with `transformer`, and `second` if it is given; afterwards it has its own again."""
+        others = {self.part: transformer} | ({} if second is None else {PARTS[1]: second})
+        own = {part: getattr(self.pipe, part) for part in others}
+        for part, other in others.items():
+            setattr(self.pipe, part, other)
         try:
             yield
         finally:
-            setattr(self.pipe, self.part, own)
+            for part, other in own.items():
+                setattr(self.pipe, part, other)
 
     def check(self, prompts: Sequence[str]) -> None:
         """Whether the pipeline can be called with each of `prompts`, see `check_prompts`.
@@ -77,9 +80,14 @@ class OpenPipeline:
         check_prompts(type(self.pipe), prompts, size if all(size) else None)
 
     @property
+    def all_steps(self) -> int:
+        """Denoising steps of a call."""
+        return denoising_steps(self._arguments())
+
+    @property
     def steps(self) -> int:
         """Denoising steps of a call that the transformer serves, T."""
-        steps, boundary = denoising_steps(self._arguments()), self.pipe.config.get("boundary_ratio")
+        steps, boundary = self.all_steps, self.pipe.config.get("boundary_ratio")
         if boundary is None:
             return steps
         scheduler = copy.deepcopy(self.pipe.scheduler)
@@ -140,6 +148,7 @@ def open_pipeline(
     source: str,
     *,
     transformer: str | Path | None = None,
+    transformer_2: str | Path | None = None,
     part: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -150,6 +159,8 @@ def open_pipeline(
     """Load a pipeline, with another transformer in place of its own if one is given.
 
     Args:
+        transformer: a folder, see `load_transformer`; it takes the place of the one that is meant.
+        transformer_2: the same in the place of the pipeline's second, whichever is meant.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
         stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
             that is free now calls for it.
@@ -161,6 +172,8 @@ def open_pipeline(
         PipelineError: see `locate`; also a folder that diffusers cannot load.
     """
     folder, meant = locate(source, part), part or PARTS[0]
+    if transformer_2 is not None:
+        check_folder(folder, PARTS[1])
     parts: dict[str, Any] = {}
     blocks = None
     index = json.loads((folder / "model_index.json").read_text())
@@ -175,6 +188,8 @@ def open_pipeline(
                 parts[meant], blocks = open_streamed(folder / meant, files, dtype, device)
         except StreamingError as error:
             raise PipelineError(f"diffusers cannot load {source}: {error}") from None
+    if transformer_2 is not None:
+        parts[PARTS[1]] = load_transformer(transformer_2, dtype)
     try:
         # By the class itself: the base class passes over a given transformer where the class calls it optional (Wan).
         pipe = pipeline_class(folder).from_pretrained(folder, dtype=dtype, **parts)
