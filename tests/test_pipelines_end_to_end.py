@@ -16,7 +16,7 @@ from s2q.assessment import evaluate
 from s2q.calibration.calls import calls_by_step, same
 from s2q.calibration.trajectory import record_trajectories
 from s2q.models.geometry import latent_size
-from s2q.models.pipelines import load_transformer, open_pipeline
+from s2q.models.pipelines import load_transformer
 from s2q.planning import plan
 from s2q.progress import NoProgress
 from s2q.run import quantize
@@ -50,11 +50,10 @@ def test_it_is_quantized_loaded_and_compared_with_its_twin(
     named_folder: tuple[str, Path], prompts: list[str], tmp_path: Path
 ) -> None:
     name, folder = named_folder
-    call = ALL[name].call
-    opened = open_pipeline(str(folder), **call)
+    opened = ALL[name].open(folder)
     made = quantize(opened, cheap("s2q_vdit", "W4A6"), tmp_path / "out", prompts=prompts)
     model = load_transformer(made.folder, torch.float32)
-    opened = open_pipeline(str(folder), **call)
+    opened = ALL[name].open(folder)
     with torch.no_grad():
         done = evaluate(opened, model, made.folder, tmp_path / "report", prompts=prompts[:1])
     assert 0 < done.report["fidelity"]["latent_relative_mse"] < 1
@@ -68,7 +67,7 @@ def test_recorded_calls_are_those_of_the_pipeline_bit_for_bit(
     named_folder: tuple[str, Path], prompts: list[str], tmp_path: Path
 ) -> None:
     name, folder = named_folder
-    opened = open_pipeline(str(folder), **ALL[name].call)
+    opened = ALL[name].open(folder)
     store = record_trajectories(opened, prompts[:1], 0, tmp_path, NoProgress())
     steps, final = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
     assert latent_size(opened.family, steps[0][0]) == ALL[name].latent

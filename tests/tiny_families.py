@@ -210,8 +210,8 @@ def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def make_hunyuan_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_hunyuan` into `folder`."""
+def make_llama() -> tuple[LlamaModel, PreTrainedTokenizerFast]:
+    """A text encoder of 24 channels and three layers, and a tokenizer that knows `tiny.WORDS`."""
     torch.manual_seed(1)
     vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *tiny.WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -226,6 +226,12 @@ def make_hunyuan_pipeline(folder: Path) -> Path:
             num_key_value_heads=2,
         )
     )
+    return text_encoder, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+
+
+def make_hunyuan_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_hunyuan` into `folder`."""
+    text_encoder, tokenizer = make_llama()
     letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     letters |= {f"{letter}</w>": len(letters) + index for letter, index in letters.items()}
     letters |= {"<|startoftext|>": len(letters), "<|endoftext|>": len(letters) + 1}
@@ -245,7 +251,7 @@ def make_hunyuan_pipeline(folder: Path) -> Path:
     )
     pipe = HunyuanVideoPipeline(
         text_encoder=text_encoder,
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"),
+        tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
         tokenizer_2=CLIPTokenizer(vocab=letters, merges=[]),
         vae=vae,

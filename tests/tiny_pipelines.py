@@ -1,7 +1,7 @@
 """A tiny random text-to-video pipeline around each transformer that one is tested with: for mechanics only."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLAllegro,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLMochi,
+    ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -19,10 +21,12 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
-from tiny_families import SIZE, TEXT_LENGTH, make_wan_vae
+from tiny_families import SIZE, TEXT_LENGTH, make_llama, make_wan_vae
 from tiny_transformers import ARCHITECTURES, COGVIDEOX
 from torch import nn
-from transformers import T5Config, T5EncoderModel
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+from s2q.models.pipelines import OpenPipeline, open_pipeline
 
 
 def make(name: str, **changes: Any) -> ModelMixin:
@@ -47,6 +51,8 @@ class TinyPipeline:
     """Further components, or others than tokenizer and text encoder of T5."""
     media: tuple[str, ...] = ()
     """What its prompts have beside words."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of the pipeline that its class sets, and that are too large for tests."""
 
     def save(self, folder: Path) -> Path:
         """Save it, complete, into `folder`."""
@@ -66,6 +72,13 @@ class TinyPipeline:
         pipe.save_pretrained(folder)
         return folder
 
+    def open(self, folder: Path) -> OpenPipeline:
+        """Load what `save` saved, to be called with `call`."""
+        opened = open_pipeline(str(folder), **self.call)
+        for name, value in self.fixed.items():
+            setattr(opened.pipe, name, value)
+        return opened
+
 
 def _mochi_vae() -> AutoencoderKLMochi:
     return AutoencoderKLMochi(
@@ -78,6 +91,25 @@ def _mochi_vae() -> AutoencoderKLMochi:
 def _allegro_vae() -> AutoencoderKLAllegro:
     return AutoencoderKLAllegro(
         block_out_channels=(8, 8, 8, 8), latent_channels=4, layers_per_block=1, norm_num_groups=2, sample_size=32
+    )
+
+
+def _hunyuan_15_parts() -> dict[str, Any]:
+    text_encoder, tokenizer = make_llama()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    glyphs = T5EncoderModel(T5Config(vocab_size=384, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    return {
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": glyphs,
+        "tokenizer_2": ByT5Tokenizer(),
+        "guider": ClassifierFreeGuidance(guidance_scale=3.0),
+    }
+
+
+def _hunyuan_15_vae() -> AutoencoderKLHunyuanVideo15:
+    return AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(32, 32, 32), layers_per_block=1, spatial_compression_ratio=4
     )
 
 
@@ -134,6 +166,24 @@ PIPELINES = {
         EulerAncestralDiscreteScheduler,
         SIZE | TEXT | {"num_frames": 24, "clean_caption": False},  # a whole tile of the VAE
         (6, 4, 4),
+    ),
+    "hunyuan-1.5": TinyPipeline(
+        "HunyuanVideo15Pipeline",
+        lambda: make(
+            "HunyuanVideo15Transformer3DModel", in_channels=4 + 4 + 1
+        ),  # noise, an image's latents, their mask
+        _hunyuan_15_vae,
+        FlowMatchEulerDiscreteScheduler,
+        {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16, "num_frames": 5},
+        (2, 4, 4),
+        _hunyuan_15_parts,
+        fixed={
+            "tokenizer_max_length": 6,
+            "prompt_template_encode_start_idx": 0,
+            "system_message": "",
+            "tokenizer_2_max_length": 4,
+            "vision_num_semantic_tokens": 3,
+        },
     ),
     "latte": TinyPipeline(
         "LattePipeline",
