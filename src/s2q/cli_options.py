@@ -13,7 +13,9 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see doc
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")
 ]
-PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="One prompt a line; with images: docs/media.md.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", help="One prompt a line; with images: docs/architectures.md.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Same command, same seed, same bits.", min=0)]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps.", min=1)]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
