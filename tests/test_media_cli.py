@@ -44,7 +44,7 @@ def test_a_pipeline_of_images_runs_to_its_report_and_makes_a_clip(folder: Path, 
     clip = ["generate", folder, "--transformer", out / "transformer", "--prompt", PROMPTS[0], *SIZE]
     finished = run_s2q([*clip, "--image", tmp_path / "image-0.png", "-o", tmp_path / "a.mp4"], tmp_path / "logs")
     assert finished.status == 0, finished.err
-    assert len(read_clip(tmp_path / "a.mp4")) == 5
+    assert read_clip(tmp_path / "a.mp4").std() > 0
 
 
 @pytest.mark.parametrize(
