@@ -5,8 +5,15 @@ FAMILY ?= cogvideox
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# For the tests of the GPU kernels where torch did not bring its own (CPU builds); no constraint, for that would contradict torch's.
+TRITON := triton==3.9.0
 
-.PHONY: help setup demo test check format demo-train demo-check
+# Which diffusers `make contract` tries: a version such as 0.42.0, or a range such as '>=0.42,<0.44', of which pip takes the newest.
+DIFFUSERS ?= >=0.42,<0.44
+CONTRACT := build/contract
+CONTRACT_TESTS := tests/runtime/test_diffusers_contract.py tests/runtime/test_diffusers.py tests/test_live.py
+
+.PHONY: help setup triton demo test gpu-test gpu-bench contract check format demo-train demo-check
 
 help:  ## Show this list.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,8 +30,26 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## Quantize the bundled demo pipeline to W4A6 and write runs/demo/report.html.
 	$(BIN)/s2q run demo --bits W4A6 -o runs/demo
 
-test: setup  ## Run the tests.
+triton: setup
+	@$(BIN)/python -c 'import triton' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(TRITON) || echo 'no triton here: its tests are skipped'
+
+test: setup triton  ## Run the tests.
 	$(BIN)/pytest
+
+gpu-test: setup triton  ## Run the tests of the GPU kernels: on the GPU if there is one, else interpreted.
+	$(BIN)/pytest tests/runtime/gpu
+
+gpu-bench: setup  ## Measure on a GPU: operators, whole transformers, calibration; results in benchmarks/results/.
+	$(BIN)/python benchmarks/gpu.py operators
+	$(BIN)/python benchmarks/gpu.py efficiency
+	$(BIN)/python benchmarks/gpu.py calibration
+
+contract: setup  ## Test what leans on diffusers' insides against another one (DIFFUSERS=0.42.0, or a range).
+	rm -rf $(CONTRACT)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(CONTRACT) 'diffusers$(if $(findstring =,$(DIFFUSERS)),,==)$(DIFFUSERS)'
+	PYTHONPATH=$(CONTRACT) $(BIN)/python -c 'import diffusers; assert "contract" in diffusers.__file__; print("diffusers", diffusers.__version__)'
+	PYTHONPATH=$(CONTRACT) $(BIN)/pytest -q -p no:cacheprovider $(CONTRACT_TESTS)
 
 check: setup  ## Lint, and check the formatting.
 	$(BIN)/ruff check .

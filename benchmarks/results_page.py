@@ -1,10 +1,11 @@
-"""Fills the tables of docs/results.md from benchmarks/results: no figure there is typed by hand.
+"""Fills the tables of docs/results.md and docs/speed.md from benchmarks/results: no figure there is typed by hand.
 
     python benchmarks/results_page.py          # write
-    python benchmarks/results_page.py --check  # status 1 if the page says anything else than the results
+    python benchmarks/results_page.py --check  # status 1 if a page says anything else than the results
 
 What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
-PSNR first, and the command that made it; `seconds` in place of the bits is what calibration took by stage.
+PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, and `efficiency`,
+`growth` and `peers` are the tables of speed_tables.py.
 """
 
 import argparse
@@ -15,9 +16,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import speed_tables
+
 RESULTS = Path("benchmarks/results")
-PAGE = Path("docs/results.md")
-PLACE = re.compile(r"<!-- (?P<file>[\w.-]+) (?P<bits>W\dA\d+|seconds) -->\n.*?<!-- end -->", re.DOTALL)
+PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
+PLACE = re.compile(
+    r"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|efficiency|growth|peers) -->\n.*?<!-- end -->", re.DOTALL
+)
 COLUMNS = {
     "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
     "ssim": ("SSIM", "{:.3f}", 1.0),
@@ -74,22 +79,29 @@ def filled(text: str) -> str:
 
     def fill(match: re.Match) -> str:
         made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
-        body = seconds(made) if match["bits"] == "seconds" else table(made, match["bits"])
-        return f"<!-- {match['file']} {match['bits']} -->\n\n{body}\n<!-- end -->"
+        kinds = {
+            "seconds": seconds,
+            "efficiency": speed_tables.efficiency,
+            "growth": speed_tables.growth,
+            "peers": speed_tables.peers,
+        }
+        body = kinds[match["kind"]](made) if match["kind"] in kinds else table(made, match["kind"])
+        return f"<!-- {match['file']} {match['kind']} -->\n\n{body}\n<!-- end -->"
 
     return PLACE.sub(fill, text)
 
 
 def main() -> None:
-    """Write the page, or check it."""
+    """Write the pages, or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, tell by the exit status")
     check = parser.parse_args().check
-    text = PAGE.read_text(encoding="utf-8")
-    if check and filled(text) != text:
-        sys.exit(f"{PAGE} is not what {RESULTS} says: run python benchmarks/results_page.py")
-    if not check:
-        PAGE.write_text(filled(text), encoding="utf-8")
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        if check and filled(text) != text:
+            sys.exit(f"{page} is not what {RESULTS} says: run python benchmarks/results_page.py")
+        if not check:
+            page.write_text(filled(text), encoding="utf-8")
 
 
 if __name__ == "__main__":

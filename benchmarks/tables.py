@@ -8,6 +8,9 @@
     tokens      Figure 6b: no token weights, and λ_min from 0.1 to 0.7
     transfer    Table 8: PTQ4DiT, with salient samples, with token weights as well
     spread      what samples spread over all steps change
+    balanced    salient samples that are taken evenly of steps and of prompts
+    plus        what each part of s2q_plus adds, and whether salient samples help it
+    epochs      s2q_plus with a third of the steps
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -35,10 +38,11 @@ from s2q.models.pipelines import open_pipeline
 from s2q.progress import terminal_progress
 from s2q.prompts import evaluation_prompts
 from s2q.recipes import RECIPES
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.storage import replacing, write_json
 from s2q.version import VERSION
 
-S2Q = "s2q_vdit"
+S2Q, PLUS = "s2q_vdit", "s2q_plus"
 UNIFORM = f"{S2Q}:sampler.kind=uniform"
 # SVDQuant's 32 directions are a hundredth of the released models' width and a fifth of a demo's; 2 are a hundredth there.
 SAME_SHARE = "svdquant:linear.low_rank.rank=2"
@@ -77,6 +81,18 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["W4A6"],
     ),
     "spread": ([S2Q, UNIFORM], ["W4A6"]),
+    "balanced": ([UNIFORM, f"{S2Q}:sampler.stratified=true:sampler.balanced=true"], ["W4A4"]),
+    "plus": (
+        [
+            f"{UNIFORM}:objective.token_weights=false",
+            f"{PLUS}:linear.act_group_size=null:modulation.act_group_size=null",
+            PLUS,
+            f"{PLUS}:sampler.kind=salient:sampler.stratified=true",
+            f"{PLUS}:sampler.kind=salient",
+        ],
+        ["W4A4"],
+    ),
+    "epochs": ([PLUS, f"{PLUS}:optim.epochs=5"], ["W4A6", "W4A4"]),
     "costs": (list(RECIPES), ["W4A4"]),
     "study": (
         [
@@ -106,6 +122,7 @@ def costs(made: dict) -> str:
 
 def main() -> None:
     """Run the tables asked for."""
+    ask_for_the_same_bits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tables", nargs="+", choices=TABLES)
     parser.add_argument("--pipeline", default="demo")

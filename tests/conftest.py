@@ -1,5 +1,8 @@
 """What tests share: a tiny pipeline, its trajectories, and transformers quantized from it, each made once a session."""
 
+import interpreter  # noqa: F401
+
+# isort: split
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,10 @@ from tiny_families import FAMILIES, TinyFamily
 
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.pipelines import OpenPipeline, open_pipeline
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.run import Quantized, quantize
+
+ask_for_the_same_bits()  # as the command line does; MKL reads it at its first product
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import torch
 from processes import run_s2q
 
 from s2q import bench
+from s2q.runtime import dispatch
 from s2q.runtime.native import library
 
 
@@ -40,19 +41,32 @@ def test_what_cannot_be_timed_is_refused(options: list[str], said: str, tmp_path
     assert said in done.err
 
 
-def test_ops_alone_tells_who_computes_and_times_nothing(tmp_path: Path) -> None:
-    done = run_s2q(["bench", "--ops"], tmp_path)
+def test_ops_alone_tells_who_computes_each_shape_and_scheme_and_times_nothing(tmp_path: Path) -> None:
+    done = run_s2q(["bench", "--ops", "--model", "demo", "--tokens", 16], tmp_path)
     assert done.status == 0
-    assert "product: torch._int_mm" in done.out
+    lines = done.out.strip().splitlines()
+    assert len(lines) == len(bench.SHAPES["demo"]) * len(bench.SCHEMES)
+    assert lines[0].startswith("demo 160 → 160, M = 16, plain: ")
     assert "×" not in done.out
 
 
-def test_the_reason_for_the_slower_part_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_was_asked_before_and_why_it_declined_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "_load", lambda: "not built")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
-    told = bench.backends(torch.device("cpu"), 8, 64, 64)
-    assert told["quantize, unpack, scale"] == "plain torch: native code not built"
-    assert "without VNNI" in told["product"]
+    dispatch._choose.cache_clear()
+    try:
+        told = bench.backends(64, 64, 16, 4, 6, "cpu")
+    finally:
+        dispatch._choose.cache_clear()
+    assert set(told) == {"plain", "transform", "groups", "transform and groups"}
+    assert told["plain"] == "torch (torch._int_mm); native does not multiply: not built"
+
+
+@pytest.mark.parametrize("name", bench.SCHEMES)
+def test_what_is_timed_computes_numbers(name: str) -> None:
+    linear = bench.quantized(64, 32, 4, 6, "cpu", torch.Generator().manual_seed(0), **bench.SCHEMES[name])
+    y = linear(torch.randn(5, 64))
+    assert y.isfinite().all()
+    assert y.std() > 0
 
 
 def test_candidates_take_turns() -> None:

@@ -247,6 +247,32 @@ def test_evaluate_writes_the_same_figures_as_run(tiny_pipeline: Path, result: Pa
     assert (tmp_path / "out" / "report.html").is_file()
 
 
+def test_int8_attention_is_used_and_said_in_what_is_written(tiny_pipeline: Path, result: Path, tmp_path: Path) -> None:
+    transformer = result / "out" / "transformer"
+    before = sorted(path.read_bytes() for path in transformer.iterdir())
+    arguments = ["evaluate", tiny_pipeline, "--transformer", transformer, "-o", tmp_path / "out", "--clips", "2", *SIZE]
+    finished = run_s2q([*arguments, "--attention", "int8"], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    plain = json.loads((result / "out" / "report.json").read_text())
+    assert plain["attention"] == {"kind": "float"}
+    assert report["attention"]["kind"] == "int8"
+    assert report["attention"]["declined"] == {}
+    assert report["fidelity"]["latent_relative_mse"] != plain["fidelity"]["latent_relative_mse"]
+    assert any("int8 attention" in note for note in report["notes"])
+    assert sorted(path.read_bytes() for path in transformer.iterdir()) == before
+    other = run_s2q(arguments, tmp_path / "logs-other")
+    assert other.status == 2, "clips of another attention are not taken for these"
+
+
+def test_generate_in_int8_says_so_and_refuses_what_it_does_not_know(tiny_pipeline: Path, tmp_path: Path) -> None:
+    arguments = ["generate", tiny_pipeline, "--prompt", PROMPTS[0], "-o", tmp_path / "a.mp4", *SIZE]
+    finished = run_s2q([*arguments, "--attention", "int8", "--json", tmp_path / "a.json"], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    assert json.loads((tmp_path / "a.json").read_text())["attention"] == "int8"
+    one_line_and_nothing_else(run_s2q([*arguments, "--attention", "int4"], tmp_path / "logs-int4"), "float and int8")
+
+
 def test_compare_writes_table_and_results_and_goes_on(tiny_pipeline: Path, prompts: Path, tmp_path: Path) -> None:
     command = ["compare", tiny_pipeline, "--recipe", "rtn", "--recipe", "rtn:linear.act_bits=8", "--seeds", "1"]
     command += ["--clips", "2", "--prompts", prompts, *SIZE, "-o", tmp_path / "out"]

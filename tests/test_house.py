@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "messages": set(),
     "progress": {"ranks"},
     "ranks": set(),
+    "memory": set(),
     "storage": set(),
     "numerics": set(),
     "recipe": {"numerics"},
@@ -27,14 +28,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shards": {"checkpoint", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
     "media": {"evaluation", "storage"},  # a video is read as it is written
-    "models": {"demo", "media"},  # the word `demo` in place of a folder
+    "models": {"demo", "media", "memory"},  # the word `demo` in place of a folder
     "calibration": {"media", "models", "numerics", "recipe", "storage", "progress"},
-    "quantization": {"models", "numerics", "recipe", "checkpoint", "runtime"},
+    "quantization": {"memory", "models", "numerics", "recipe", "checkpoint", "runtime"},
     "evaluation": {"templating"},
     "templating": set(),
     "comparison": {
         "evaluation",
         "media",
+        "memory",
         "models",
         "progress",
         "prompts",

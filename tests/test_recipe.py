@@ -111,7 +111,7 @@ def test_an_override_changes_its_field_and_nothing_else(assignment: str, path: t
         "",
         "optim.epochs.more=5",
         "nothing.at.all=1",
-        "optim.epochs=0",
+        "optim.epochs=-1",
         "optim.epochs=many",
         "optim.lr=-1",
         "sampler.kind=best",

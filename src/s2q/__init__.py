@@ -8,13 +8,14 @@ from s2q.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from s2q.assessment import evaluate
+    from s2q.live import quantize
     from s2q.media import Prompt
     from s2q.models.family import Family
     from s2q.models.pipelines import load_transformer, open_pipeline
     from s2q.planning import plan
     from s2q.recipe import Recipe
     from s2q.recipes import get_recipe
-    from s2q.run import quantize
+    from s2q.runtime.attention import int8_attention
 
 # Name → module. Loaded when first asked for: whoever only loads a checkpoint need not wait for the rest.
 _ROOMS = {
@@ -25,8 +26,9 @@ _ROOMS = {
     "load_transformer": "s2q.models.pipelines",
     "open_pipeline": "s2q.models.pipelines",
     "plan": "s2q.planning",
-    "quantize": "s2q.run",
+    "quantize": "s2q.live",
     "get_recipe": "s2q.recipes",
+    "int8_attention": "s2q.runtime.attention",
 }
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "get_recipe",
+    "int8_attention",
     "load_transformer",
     "open_pipeline",
     "plan",

@@ -24,8 +24,10 @@ from s2q.models.blocks import to_device
 from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
-from s2q.progress import NoProgress, Progress
+from s2q.progress import Progress, as_progress
 from s2q.quantization.tokens import received_by_block, token_weights
+from s2q.reuse import account, sentence
+from s2q.runtime.attention import attention_of
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
 from s2q.twins import Twin, make_twins
 from s2q.version import VERSION
@@ -61,21 +63,24 @@ def evaluate(
     seed: int = 0,
     command: str = "",
     seconds: Mapping[str, float] | None = None,
+    reused: Mapping[str, Any] | None = None,
     scorers: "Sequence[Scorer]" = (),
     official: Official | None = None,
     official_quantized_only: bool = False,
     fps: float = FPS,
     second: tuple[nn.Module, Path] | None = None,
-    progress: Progress | None = None,
+    progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
 
     Args:
         opened: the pipeline with its full-precision transformer.
-        quantized: the transformer loaded from `folder`.
+        quantized: the transformer loaded from `folder`, with `s2q.int8_attention` or without.
         prompts: one pair of clips each, the n-th from seed `seed` + n; not those of calibration.
         command: shown in the report, so that it can be repeated.
         seconds: time of the stages before, if they were part of the same work.
+        reused: what the quantization took from an earlier run, as `s2q.run.Quantized` has it; what the folder tells of that
+            is known without it, but for the time it saved.
         scorers: learned measures, applied to both clips of each pair.
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
@@ -85,17 +90,18 @@ def evaluate(
     Raises:
         ValueError: prompts that the pipeline cannot be called with; those of VBench are words alone.
     """
-    progress = progress or NoProgress()
+    progress = as_progress(progress)
     opened.check(prompts)
     if official is not None:
         opened.check(official.prompts)
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
-        "pipeline": str(opened.folder.resolve()),
+        "pipeline": opened.source if opened.folder is None else str(opened.folder.resolve()),
         "quantized": fingerprint(provenance),
         "call": opened.call,
         "dtype": str(quantized.dtype),
         "device": quantized.device.type,
+        "attention": attention_of(quantized)["kind"],
     }
     beside = None
     if second is not None:
@@ -111,6 +117,8 @@ def evaluate(
     looks = _both(twins, lambda clip, prompt: appearance(clip))
     learned = _both(twins, lambda clip, prompt: {k: v for score in scorers for k, v in score(clip, prompt).items()})
     recipe = provenance.get("recipe", {})
+    reused = reused or provenance.get("reused")
+    reused = None if reused is None else account(reused, seconds)
     spent = sum(sum(twin.seconds) for twin in twins)
     report = {
         "recipe": recipe.get("name", "unknown"),
@@ -120,6 +128,7 @@ def evaluate(
         "command": command,
         "versions": _versions(),
         "storage": provenance.get("storage"),
+        "attention": attention_of(quantized),
         "fidelity": fidelity(measured),
         "appearance": paired(looks["float"], looks["quantized"]),
         "learned": _learned(scorers, learned),
@@ -131,6 +140,7 @@ def evaluate(
             "float": float(np.median([twin.seconds[0] for twin in twins])),
             "quantized": float(np.median([twin.seconds[1] for twin in twins])),
         },
+        "reused": reused,
         "blocks": [block for block in provenance.get("blocks", []) if block["after"] is not None],
         "salience": _salience(provenance),
         "clips": [
@@ -143,7 +153,7 @@ def evaluate(
             }
             for index, twin in enumerate(twins)
         ],
-        "notes": _notes(recipe),
+        "notes": _notes(recipe, attention_of(quantized)["kind"]) + ([] if reused is None else [sentence(reused)]),
     }
     for index, twin in enumerate(twins):
         for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
@@ -199,7 +209,7 @@ def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
         "scores": provenance["salience"],
         "timesteps": provenance["timesteps"],
         "chosen": provenance["samples"],
-        "prompts": provenance["prompts"],
+        "prompts": [noted if isinstance(noted, str) else noted["prompt"] for noted in provenance["prompts"]],
     }
 
 
@@ -216,7 +226,7 @@ def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, fl
     }
 
 
-def _notes(recipe: Mapping[str, Any]) -> list[str]:
+def _notes(recipe: Mapping[str, Any], attention: str) -> list[str]:
     notes = [
         "Fidelity is measured against the full-precision clip of the same prompt and noise, not against real video."
     ]
@@ -228,6 +238,8 @@ def _notes(recipe: Mapping[str, Any]) -> list[str]:
         )
     if linear.get("act_bits") and linear["act_bits"] < 8:
         notes.append(f"{linear['act_bits']}-bit activations are held in int8 while they are multiplied.")
+    if attention != "float":
+        notes.append(f"The quantized clips were made with {attention} attention, the others with float attention.")
     return notes
 
 

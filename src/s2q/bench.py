@@ -1,24 +1,24 @@
 """The quantized linear against `torch.nn.functional.linear`, interleaved in one process: who computes it, and how fast.
 
 Random weights and inputs: this is about speed. Every candidate is a complete linear, from float input to float output with
-bias; `transform` includes the online channel scale and Kronecker transform, done for one linear alone; `groups` are zero points
-on both sides and a step for each 64 channels of a token.
+bias, under one of `SCHEMES`. A transform is done for one linear alone; q, k and v of a model share theirs.
 """
 
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from s2q.checkpoint import SchemeSpec
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack
-from s2q.runtime.integer import why_not_int_mm
+from s2q.runtime.dispatch import choose
 from s2q.runtime.linear import QuantLinear
-from s2q.runtime.native import library as native
 
 # Widths (K, N) of the blocks' linears.
 SHAPES = {
@@ -27,56 +27,54 @@ SHAPES = {
     "Wan-1.3B": [(1536, 1536), (1536, 8960), (8960, 1536)],
     "demo": [(160, 160), (160, 640), (640, 160)],
 }
+# What a linear may have beside its codes, as fields of its scheme; the first is the plain one. Asymmetric groups of 64
+# channels of the tokens behind a transform are what the recipe s2q_plus makes.
+TRANSFORM = {"channel_scale": True, "kronecker": True, "input_clip": True}
+GROUPS = {"symmetric_weights": False, "symmetric_acts": False, "act_group_size": 64}
+SCHEMES: dict[str, dict[str, Any]] = {
+    "": {},
+    "transform": TRANSFORM,
+    "groups": GROUPS,
+    "transform and groups": TRANSFORM | GROUPS,
+}
 WARM_UP = 2
 
 
-def backends(device: torch.device, weight_bits: int, rows: int, columns: int) -> dict[str, str]:
-    """Part of the operator → what computes it here, and why not something else."""
-    declined = why_not_int_mm(device, weight_bits, rows, columns)
-    missing = native.why_not(device, torch.bfloat16)
-    around = f"native code, {native.instruction_set()}" if missing is None else f"plain torch: native code {missing}"
-    return {
-        "quantize, unpack, scale": around,
-        "product": "torch._int_mm" if declined is None else f"float64 definition: {declined}",
-    }
-
-
 def quantized(
-    columns: int,
-    rows_out: int,
-    weight_bits: int,
-    act_bits: int,
-    device: str,
-    generator: torch.Generator,
-    transform: bool = False,
-    groups: bool = False,
+    columns: int, rows_out: int, weight_bits: int, act_bits: int, device: str, generator: torch.Generator, **fields: Any
 ) -> QuantLinear:
-    """A linear with random codes and a bias of zeros, and a random transform or groups if asked for."""
+    """A linear with random codes and a bias of zeros; `fields` are those of its scheme."""
     factors = kronecker_factors(columns)
-    scheme = SchemeSpec(
-        weight_bits=weight_bits,
-        act_bits=act_bits,
-        channel_scale=transform,
-        kronecker=transform,
-        kronecker_factors={str(columns): factors} if transform else {},
-        symmetric_weights=not groups,
-        symmetric_acts=not groups,
-        act_group_size=64 if groups else None,
-        targets={},
-    )
+    known = {str(columns): factors} if fields.get("kronecker") else {}
+    scheme = SchemeSpec(weight_bits=weight_bits, act_bits=act_bits, kronecker_factors=known, targets={}, **fields)
     linear = QuantLinear(columns, rows_out, True, scheme)
     half = 2 ** (weight_bits - 1)
     codes = torch.randint(-half, half, (rows_out, columns), generator=generator).to(torch.int8)
-    linear.weight_packed.data = pack(codes, weight_bits)
-    linear.weight_scale.data.fill_(0.01)
-    linear.bias.data.zero_()
-    if groups:
-        linear.weight_zero_point.data.zero_()
-    if transform:
-        linear.input_scale.data.fill_(1.0)
-        linear.input_left.data = random_orthogonal(factors[0], generator)
-        linear.input_right.data = random_orthogonal(factors[1], generator)
+    values = {"weight_packed": pack(codes, weight_bits), "weight_scale": 0.01, "bias": 0.0, "input_scale": 1.0}
+    values |= {"input_clip": 1.0, "weight_zero_point": 0, "weight_shape": torch.tensor([rows_out, columns])}
+    for name, n in (("input_left", factors[0]), ("input_right", factors[1])):
+        if scheme.kronecker:
+            values[name] = random_orthogonal(n, generator)
+    for name, parameter in linear.named_parameters():
+        value = values[name]
+        parameter.data = value if isinstance(value, Tensor) else torch.full_like(parameter, value)
     return linear.to(device)
+
+
+def backends(columns: int, rows_out: int, rows: int, weight_bits: int, act_bits: int, device: str) -> dict[str, str]:
+    """Scheme → who computes it here, and why those before them do not: K = `columns`, N = `rows_out`, M = `rows`."""
+    told = {}
+    for name, fields in SCHEMES.items():
+        factors = {str(columns): kronecker_factors(columns)}
+        scheme = SchemeSpec(weight_bits=weight_bits, act_bits=act_bits, kronecker_factors=factors, targets={}, **fields)
+        linear = QuantLinear(columns, rows_out, True, scheme, device="meta")
+        problem = linear.problem(torch.empty(rows, columns, dtype=torch.bfloat16, device="meta"))
+        choice = choose(problem._replace(device=torch.device(device)))
+        who = f"{choice.multiply.name} ({choice.multiply.about()})"
+        if choice.quantize is not choice.multiply:
+            who += f", quantized by {choice.quantize.name} ({choice.quantize.about()})"
+        told[name or "plain"] = "; ".join((who, *choice.declined))
+    return told
 
 
 @torch.inference_mode()
@@ -88,34 +86,33 @@ def compare(
     x, weight = (torch.randn(n, columns, generator=generator).to(device) for n in (rows, rows_out))
     bias = torch.zeros(rows_out, device=device)
     low = [tensor.bfloat16() for tensor in (x, weight, bias)]
-    plain, transformed, grouped = (
-        quantized(columns, rows_out, weight_bits, act_bits, device, generator, **how)
-        for how in ({}, {"transform": True}, {"groups": True})
-    )
-    return interleaved(
-        {
-            "float32": lambda: functional.linear(x, weight, bias),
-            "bfloat16": lambda: functional.linear(*low),
-            "quantized float32": lambda: plain(x),
-            "quantized bfloat16": lambda: plain(low[0]),
-            "quantized transform bfloat16": lambda: transformed(low[0]),
-            "quantized groups bfloat16": lambda: grouped(low[0]),
-        },
-        repeats,
-    )
+    candidates: dict[str, Callable[[], Any]] = {
+        "float32": lambda: functional.linear(x, weight, bias),
+        "bfloat16": lambda: functional.linear(*low),
+    }
+    for name, fields in SCHEMES.items():
+        linear = quantized(columns, rows_out, weight_bits, act_bits, device, generator, **fields)
+        for kind, tokens in (("float32", x), ("bfloat16", low[0])):
+            candidates[" ".join(filter(None, ("quantized", name, kind)))] = partial(linear, tokens)
+    return interleaved(candidates, repeats)
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, called in turn, so that what else the machine does meets all of them."""
+    """Median seconds of each, called in turn, so that what else the machine does meets all of them.
+
+    On one thread of a CPU they are seconds of the processor, which other programs on the machine disturb less.
+    """
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    clock = time.process_time if alone else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for repeat in range(WARM_UP + repeats):
         for name, function in candidates.items():
-            started = time.perf_counter()
+            started = clock()
             function()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= WARM_UP:
-                times[name].append(time.perf_counter() - started)
+                times[name].append(clock() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -138,9 +135,11 @@ def rows_of(
                 ratios = {
                     "over float32": seconds["float32"] / seconds["quantized float32"],
                     "over bfloat16": seconds["bfloat16"] / seconds["quantized bfloat16"],
-                    "with transform, over bfloat16": seconds["bfloat16"] / seconds["quantized transform bfloat16"],
-                    "in groups, over bfloat16": seconds["bfloat16"] / seconds["quantized groups bfloat16"],
                 }
-                chosen = backends(torch.device(device), weight_bits, rows_out, columns)
+                for name in filter(None, SCHEMES):
+                    for kind in ("float32", "bfloat16"):
+                        ratios[f"{name}, over {kind}"] = seconds[kind] / seconds[f"quantized {name} {kind}"]
                 shape = {"model": model, "k": columns, "n": rows_out, "m": rows}
-                yield shape | {"median_seconds": seconds, "ratios": ratios, "backends": chosen}
+                speed = 2e-9 * rows * columns * rows_out / seconds["quantized bfloat16"]
+                chosen = backends(columns, rows_out, rows, weight_bits, act_bits, device)
+                yield shape | {"median_seconds": seconds, "ratios": ratios, "gops": speed, "backends": chosen}

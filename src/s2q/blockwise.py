@@ -20,6 +20,7 @@ from s2q.quantization.objective import BlockSample
 from s2q.quantization.tokens import weights_of_all
 from s2q.ranks import Ranks
 from s2q.recipe import Recipe
+from s2q.reuse import Earlier
 from s2q.storage import derived_seed, read_metadata
 from s2q.workspace import Workspace
 
@@ -49,13 +50,21 @@ class Blockwise:
     Args:
         ranks: each calibrates its own blocks, which do not depend on one another unless errors are propagated: then
             the first rank calibrates all.
+        earlier: whose transforms and clips are the start; None starts as the recipe says.
     """
 
     def __init__(
-        self, opened: OpenPipeline, recipe: Recipe, given: CalibrationSet, seed: int, workspace: Workspace, ranks: Ranks
+        self,
+        opened: OpenPipeline,
+        recipe: Recipe,
+        given: CalibrationSet,
+        seed: int,
+        workspace: Workspace,
+        ranks: Ranks,
+        earlier: Earlier | None = None,
     ):
         self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
-        self.ranks, self.family = ranks, opened.family
+        self.ranks, self.family, self.earlier = ranks, opened.family, earlier
         self.device = opened.transformer.device
         self.frames = given.frames(self.family, opened.transformer.config)
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
@@ -127,7 +136,9 @@ class Blockwise:
         groups = self.family.groups(block, self.recipe.keep_float)
         samples = Samples(len(self.sides), lambda k: self._sample(k, index))
         seed = derived_seed(self.seed, "block", index)
-        calibrated = calibrate_block(block, self.family, self.recipe, groups, samples, seed, stage.advance)
+        linears = [linear for group in groups for linear in group]
+        start = None if self.earlier is None else self.earlier.block(name, linears)
+        calibrated = calibrate_block(block, self.family, self.recipe, groups, samples, seed, stage.advance, start)
         self.workspace.write_block(index, name, groups, calibrated)
 
     def _sample(self, k: int, index: int) -> BlockSample:

@@ -14,22 +14,29 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def model_card(
-    source: str, model_class: str, pipeline_class: str, spec: QuantizationSpec, storage: Mapping[str, Any]
+    source: str | None,
+    model_class: str,
+    pipeline_class: str,
+    spec: QuantizationSpec,
+    storage: Mapping[str, Any],
+    report: Mapping[str, Any] | None = None,
 ) -> str:
     """The card as Markdown; nothing in it depends on the clock or the machine.
 
     Args:
         source: what the user named: a hub id, a folder, or the word of a demo. Of a folder only its name is told.
+            None: a pipeline that a program had loaded itself.
         storage: as `s2q.package.Storage.to_dict` gives it.
+        report: as `s2q evaluate` writes it into `report.json`; its figures are told.
     """
-    hub_id = source if _is_hub_id(source) else None
-    name = "".join(letter for letter in Path(source).name if letter.isprintable() and letter not in "`[]<>|")
+    hub_id = source if source and is_hub_id(source) else None
+    name = "".join(letter for letter in Path(source or "").name if letter.isprintable() and letter not in "`[]<>|")
     templates = environment(_TEMPLATES, autoescape=False)
     templates.filters["bytes"] = size
     return templates.get_template("card.md.j2").render(
         hub_id=hub_id,
         title=name or model_class,
-        origin=f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else f"a local pipeline, `{name}`",
+        origin=_origin(hub_id, name),
         recipe=spec.recipe,
         bits=spec.bits,
         version=VERSION,
@@ -41,10 +48,19 @@ def model_card(
         float_bytes=storage["float_bytes"],
         quantized_bytes=storage["quantized_bytes"],
         provenance=PROVENANCE_NAME,
+        report=report,
+        measures=[] if report is None else _measures(report),
     )
 
 
-def _is_hub_id(source: str) -> bool:
+def _origin(hub_id: str | None, name: str) -> str:
+    if hub_id:
+        return f"[{hub_id}](https://huggingface.co/{hub_id})"
+    return f"a local pipeline, `{name}`" if name else "a pipeline in memory"
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether `source` is OWNER/NAME and no folder here."""
     owner, slash, name = source.partition("/")
     named = all(part and all(c.isascii() and (c.isalnum() or c in "-_.") for c in part) for part in (owner, name))
     return bool(slash) and named and owner not in (".", "..") and not Path(source).exists()
@@ -71,3 +87,22 @@ def _row(scheme: SchemeSpec) -> dict[str, Any]:
         "activations": acts,
         "beside": ", ".join(name for name, present in beside.items() if present) or "nothing",
     }
+
+
+def _measures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what the report measured, in the order of its importance."""
+    fidelity = report["fidelity"]
+    rows = [
+        ("PSNR to full precision", f"{fidelity['psnr_db']:.2f} dB"),
+        ("SSIM", f"{fidelity['ssim']:.4f}"),
+        ("relative error of the latents", f"{fidelity['latent_relative_mse']:.5f}"),
+    ]
+    names = (("motion_ratio", "motion, of full precision's"), ("flicker_ratio", "flicker, of full precision's"))
+    rows += [(said, f"{fidelity[key]:.3f}") for key, said in names if fidelity.get(key) is not None]
+    learned = (report.get("learned") or {}).get("measures", {})
+    rows += [(name, f"{row['float']:.4f} → {row['quantized']:.4f}") for name, row in learned.items()]
+    scores = (report.get("vbench") or {}).get("scores", {})
+    for dimension, score in scores.get("quantized", {}).items():
+        before = scores.get("float", {}).get(dimension)
+        rows.append((f"VBench {dimension}", f"{score:.2f}" if before is None else f"{before:.2f} → {score:.2f}"))
+    return rows

@@ -1,10 +1,10 @@
-"""The command line: plan, quantize, generate, evaluate, run, compare, export."""
+"""The command line: plan, quantize, generate, evaluate, run, compare, export, push."""
 
 import signal
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.markup import escape
@@ -12,17 +12,12 @@ from rich.markup import escape
 from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
-from s2q.cli_generate import generate
 from s2q.cli_options import (
-    AestheticClipOption,
-    AestheticOption,
     BitsOption,
-    ClipModelOption,
     ClipsOption,
     DeviceOption,
-    DinoOption,
     DtypeOption,
-    FpsOption,
+    ForceOption,
     FramesOption,
     GuidanceOption,
     HeightOption,
@@ -31,28 +26,31 @@ from s2q.cli_options import (
     PartOption,
     PromptsOption,
     RecipeOption,
+    ReuseOption,
     SeedOption,
     Source,
     StepsOption,
     StreamOption,
-    Transformer2Option,
-    TransformerOption,
-    VBenchOption,
-    VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
 from s2q.cli_plan import plan
+from s2q.cli_push import push
+from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
+    call_after,
     comparison_prompts,
+    earlier_of,
     evaluate_and_print,
-    measures,
+    fitting_stream,
     open_for,
     prepare,
+    print_reused,
     write_summary,
 )
 from s2q.messages import USER_ERRORS, console, errors, print_storage
 from s2q.ranks import speaks
+from s2q.reproducible import ask_for_the_same_bits
 
 app = typer.Typer(
     help="Run video diffusion transformers in few bits without losing the video.",
@@ -62,12 +60,13 @@ app = typer.Typer(
 )
 
 
-for command in (plan, generate, compare, bench, export):
+for command in (plan, compare, bench, export, push, generate, evaluate):
     app.command()(command)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line and exit status 2, an interruption status 130."""
+    ask_for_the_same_bits()
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' notes to developers
     signal.signal(signal.SIGINT, _interrupted)
     signal.signal(signal.SIGTERM, _interrupted)
@@ -75,8 +74,20 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except USER_ERRORS as error:
-        errors.print(f"[bold red]s2q:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _fail(str(error))
+    except Exception as error:
+        from s2q.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        _fail(
+            f"out of memory, with everything in the smallest parts: use --stream, or fewer frames or pixels ({error})"
+        )
+
+
+def _fail(said: str) -> NoReturn:
+    errors.print(f"[bold red]s2q:[/] {escape(said)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
 
 
 def _interrupted(number: int, frame: Any) -> None:
@@ -102,6 +113,8 @@ def quantize(
     dtype: DtypeOption = None,
     part: PartOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
+    force: ForceOption = False,
     keep_work: Annotated[bool, typer.Option("--keep-work", help="Keep the folder of intermediate results.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -109,68 +122,22 @@ def quantize(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part)
-    opened = open_for(
-        pipeline,
-        device=device,
-        dtype=dtype,
-        part=part,
-        stream=stream,
-        transformer_alone=not chosen.needs_samples,
-        **call_of(steps, guidance_scale, height, width, num_frames),
-    )
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part, earlier)
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
+    where = {"device": device, "dtype": dtype, "part": part}
+    stream = fitting_stream(pipeline, chosen, out, call, given, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, transformer_alone=not chosen.needs_samples, **where, **call)
     opened.disposable_text = opened.stream is not None
-    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, progress=terminal_progress())
+    done = run_quantize(opened, chosen, out, prompts=given, seed=seed, reuse=earlier, progress=terminal_progress())
     if not keep_work:
         done.workspace.remove()
     summary = {"recipe": chosen.name, "bits": chosen.bits, "seed": seed, "output": str(out)}
-    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds}
+    summary |= {"storage": done.storage.to_dict(), "seconds": done.seconds, "reused": done.reused}
     print_storage(summary["storage"])
+    print_reused(done)
     console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
     write_summary(json_file, summary)
-
-
-@app.command()
-def evaluate(
-    pipeline: Source,
-    transformer: TransformerOption = None,
-    transformer_2: Transformer2Option = None,
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
-    clips: ClipsOption = 16,
-    prompts: PromptsOption = None,
-    seed: SeedOption = 0,
-    steps: StepsOption = None,
-    guidance_scale: GuidanceOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
-    clip: ClipModelOption = None,
-    dino: DinoOption = None,
-    aesthetic: AestheticOption = None,
-    aesthetic_clip: AestheticClipOption = None,
-    vbench: VBenchOption = None,
-    vbench_quantized_only: VBenchQuantizedOption = False,
-    fps: FpsOption = 8.0,
-    json_file: JsonOption = None,
-) -> None:
-    """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    from s2q.models.folder import PARTS
-
-    folder = transformer or transformer_2
-    if folder is None:
-        raise ValueError(
-            "nothing to compare: give --transformer, --transformer-2, or both, each a folder of s2q quantize"
-        )
-    part = PARTS[0] if transformer else PARTS[1]
-    given = comparison_prompts(pipeline, clips, prompts, part)
-    more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
-    call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, device=device, dtype=dtype, part=part, **call)
-    out = out or folder.with_name(folder.name + ".evaluation")
-    second = transformer_2 if transformer else None
-    write_summary(json_file, evaluate_and_print(opened, folder, out, given, clips, seed, {}, second, **more))
 
 
 @app.command()
@@ -195,6 +162,8 @@ def run(
     dtype: DtypeOption = None,
     part: PartOption = None,
     stream: StreamOption = None,
+    reuse: ReuseOption = None,
+    force: ForceOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
@@ -204,15 +173,28 @@ def run(
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part)
+    earlier = earlier_of(reuse)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part, earlier)
     compared = comparison_prompts(pipeline, clips, evaluation_prompts, part)
-    call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, device=device, dtype=dtype, part=part, stream=stream, **call)
+    call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
+    where = {"device": device, "dtype": dtype, "part": part}
+    stream = fitting_stream(pipeline, chosen, out, call, given, stream=stream, force=force, **where)
+    opened = open_for(pipeline, stream=stream, **where, **call)
     done = run_quantize(
-        opened, chosen, out / "transformer", prompts=given, seed=seed, work=out / "work", progress=terminal_progress()
+        opened,
+        chosen,
+        out / "transformer",
+        prompts=given,
+        seed=seed,
+        work=out / "work",
+        reuse=earlier,
+        progress=terminal_progress(),
     )
     print_storage(done.storage.to_dict())
+    print_reused(done)
     if not speaks():
         return
-    report = evaluate_and_print(opened, out / "transformer", out, compared, clips, seed, done.seconds)
+    report = evaluate_and_print(
+        opened, out / "transformer", out, compared, clips, seed, done.seconds, reused=done.reused
+    )
     write_summary(json_file, report)

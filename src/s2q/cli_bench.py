@@ -31,6 +31,7 @@ def bench(
 
     from s2q.bench import SHAPES, backends, rows_of
     from s2q.recipe import Bits
+    from s2q.runtime.native.library import instruction_set
 
     wanted = Bits.parse(bits)
     if wanted.act is None:
@@ -41,12 +42,18 @@ def bench(
     chosen = chosen_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    for part, backend in backends(torch.device(chosen), wanted.weight, 1920, 1920).items():
-        console.print(f"{part}: {backend}", markup=False, highlight=False)
+    models, sizes = model or list(SHAPES), tokens or [256, 1024]
     if ops:
+        for name in models:
+            for columns, outputs in SHAPES[name]:
+                for rows in sizes:
+                    told = backends(columns, outputs, rows, wanted.weight, wanted.act, chosen)
+                    for scheme, who in told.items():
+                        line = f"{name} {columns} → {outputs}, M = {rows}, {scheme}: {who}"
+                        console.print(line, markup=False, highlight=False, soft_wrap=True)
         return
     rows = []
-    for row in rows_of(model or list(SHAPES), tokens or [256, 1024], wanted.weight, wanted.act, chosen, repeats):
+    for row in rows_of(models, sizes, wanted.weight, wanted.act, chosen, repeats):
         if not rows:
             heads = ["model", "K → N", "M", *row["ratios"]]
             table = f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|"
@@ -62,6 +69,7 @@ def bench(
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "instruction_set": instruction_set(),
         "rows": rows,
     }
     write_summary(json_file, made)

@@ -31,11 +31,26 @@ StreamOption = Annotated[
         help="Keep the transformer's blocks on disk, one in memory at a time; same bits. Default: if memory is short.",
     ),
 ]
+AttentionOption = Annotated[
+    str, typer.Option("--attention", metavar="float|int8", help="int8 saves time on CPUs; see docs/runtime.md.")
+]
 PartOption = Annotated[
     str | None,
     typer.Option(
         "--part", metavar="transformer|transformer_2", help="Which one, where a pipeline has two (Wan 2.2 A14B)."
     ),
+]
+ReuseOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--reuse",
+        metavar="OUT",
+        help="An earlier result for the same architecture, such as a fine-tune's base: take over its samples, transforms "
+        "and clips, and round alone; --set optim.epochs=N learns on from there.",
+    ),
+]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Start although calibration would not fit in memory or on disk, by s2q plan.")
 ]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write what is printed here, as JSON.")]
 ClipModelOption = Annotated[

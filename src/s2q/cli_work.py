@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from s2q.cli_attention import attending
 from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
@@ -12,7 +13,6 @@ from s2q.ranks import own_device
 def open_for(source: str, **options: Any):
     """Open a pipeline with the device and dtype that the options name, or that suit the machine."""
     import diffusers
-    import torch
     import transformers
 
     from s2q.models.pipelines import open_pipeline
@@ -20,11 +20,56 @@ def open_for(source: str, **options: Any):
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     device = chosen_device(options.pop("device"))
-    dtype_name = options.pop("dtype") or ("float32" if device == "cpu" else "bfloat16")
-    dtype = getattr(torch, dtype_name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {dtype_name!r}: allowed are float32, bfloat16, float16")
+    dtype = chosen_dtype(options.pop("dtype"), device)
     return open_pipeline(source, dtype=dtype, device=device, **options)
+
+
+def chosen_dtype(name: str | None, device: str):
+    """The dtype that was asked for, or that suits the device."""
+    import torch
+
+    name = name or ("float32" if device == "cpu" else "bfloat16")
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"unknown dtype {name!r}: allowed are float32, bfloat16, float16")
+    return dtype
+
+
+def fitting_stream(
+    source: str,
+    recipe,
+    out: Path,
+    call: dict[str, Any],
+    prompts: list[str],
+    *,
+    device: str | None,
+    dtype: str | None,
+    stream: bool | None,
+    part: str | None = None,
+    force: bool = False,
+) -> bool | None:
+    """Whether to stream, once calibration on `prompts` has been seen to fit in what is free; `force` does not look."""
+    from s2q.fitting import choose_stream, free_disk, free_memory
+    from s2q.models.folder import PARTS, pipeline_class
+    from s2q.models.inputs import has_length, longest
+    from s2q.models.pipelines import default_call, locate
+    from s2q.planning import plan
+
+    if force:
+        return stream
+    folder = locate(source, part)
+    given = {name: value for name, value in call.items() if value is not None}
+    if not has_length(pipeline_class(folder)):
+        frames = longest(prompts[: recipe.sampler.prompts])
+        if frames is None:  # only a recipe that records nothing comes this far without a video
+            return stream
+        given["num_frames"] = frames
+    kind = chosen_device(device)
+    bytes_each = chosen_dtype(dtype, kind).itemsize
+    made = plan(
+        folder, recipe, default_call(source, folder) | given, kind, bytes_each, part=part or PARTS[0], timed=False
+    )
+    return choose_stream(made, stream, free_memory(kind), free_disk(out))
 
 
 def chosen_device(name: str | None) -> str:
@@ -109,12 +154,25 @@ def check_for(pipeline: str, prompts: list[str], part: str | None) -> None:
     check_prompts(pipeline_class(locate(pipeline, part)), prompts)
 
 
-def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, part: str | None):
-    """Recipe and prompts, checked before anything is loaded."""
+def prepare(
+    pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, part: str | None, earlier=None
+):
+    """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
 
+    if earlier is not None and not any(change.startswith("optim.epochs=") for change in set_ or ()):
+        set_ = [*(set_ or ()), "optim.epochs=0"]
+
     chosen = chosen_recipe(recipe_name, bits, set_)
-    given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
+    if prompts is None and earlier is not None:
+        given = earlier.provenance["prompts"]
+        if not all(isinstance(prompt, str) for prompt in given):
+            raise ValueError(
+                f"{earlier.checkpoint.folder} was calibrated on prompts with files, of which it notes the content alone: "
+                "give the same prompts with --prompts"
+            )
+    else:
+        given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
     if chosen.needs_samples and len(given) < chosen.sampler.prompts:
         raise ValueError(
             f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
@@ -134,6 +192,28 @@ def calibration_file(pipeline: str, prompts: Path | None, most: int) -> list[str
     return given
 
 
+def earlier_of(reuse: Path | None):
+    """The run that `--reuse` names."""
+    from s2q.reuse import open_earlier
+
+    return None if reuse is None else open_earlier(reuse)
+
+
+def call_after(earlier, call: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the pipeline's calls: those given, and for the rest those of the earlier run."""
+    if earlier is None:
+        return call
+    return {**call, **earlier.provenance["call"], **{key: value for key, value in call.items() if value is not None}}
+
+
+def print_reused(done) -> None:
+    """Print what an earlier run spared this one."""
+    from s2q.reuse import account, sentence
+
+    if done.reused is not None:
+        console.print(sentence(account(done.reused, done.seconds)), markup=False, highlight=False, soft_wrap=True)
+
+
 def comparison_prompts(pipeline: str, clips: int, prompts: Path | None, part: str | None = None) -> list[str]:
     """At most `clips` prompts to compare on: from the file, or bundled ones that nothing was calibrated on."""
     from s2q.prompts import evaluation_prompts, read_prompts
@@ -150,36 +230,45 @@ def say_if_fewer(prompts: list[str], clips: int) -> None:
 
 
 def evaluate_and_print(
-    opened, folder: Path, out: Path, prompts: list[str], asked: int, seed: int, seconds, second=None, **measures: Any
+    opened,
+    folder: Path,
+    out: Path,
+    prompts: list[str],
+    asked: int,
+    seed: int,
+    seconds,
+    second: Path | None = None,
+    attention: str = "float",
+    **more: Any,
 ) -> dict[str, Any]:
     """Compare, write the report into `out`, print the figures.
 
     Args:
         second: folder of a quantized second transformer that works together with the one in `folder`.
-        measures: as the function of that name gives them.
+        more: as `measures` gives it, or of the run.
     """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
     dtype, device = opened.transformer.dtype, opened.transformer.device
-    quantized = load_transformer(folder, dtype).to(device)
-    if second is not None:
-        second = load_transformer(second, dtype).to(device), second
+    folders = [folder] if second is None else [folder, second]
+    quantized = [load_transformer(each, dtype).to(device) for each in folders]
     say_if_fewer(prompts, asked)
-    report = run_evaluate(
-        opened,
-        quantized,
-        folder,
-        out,
-        prompts=prompts,
-        seed=seed,
-        command="s2q " + shlex.join(sys.argv[1:]),
-        seconds=seconds,
-        second=second,
-        progress=terminal_progress(),
-        **measures,
-    ).report
+    with attending(attention, *quantized):
+        report = run_evaluate(
+            opened,
+            quantized[0],
+            folder,
+            out,
+            prompts=prompts,
+            seed=seed,
+            command="s2q " + shlex.join(sys.argv[1:]),
+            seconds=seconds,
+            second=None if second is None else (quantized[1], second),
+            progress=terminal_progress(),
+            **more,
+        ).report
     fidelity, rows = report["fidelity"], {}
     rows["PSNR to full precision"] = f"{fidelity['psnr_db']:.2f} dB over {fidelity['clips']} clips"
     rows["SSIM"] = f"{fidelity['ssim']:.4f}"

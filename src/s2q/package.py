@@ -62,20 +62,12 @@ def write_transformer(
 ) -> Storage:
     """Write the folder `out` whole or not at all, and count its bytes.
 
-    The float tensors that are kept are copied from the pipeline's own files, so they stay bit for bit what they were.
+    The float tensors that are kept are copied from the pipeline's own files, so they stay bit for bit what they were; or
+    from memory, if the pipeline was loaded by someone else.
     """
-    source = opened.folder / opened.part
-    config = json.loads((source / "config.json").read_text())
-    quantized, spec = _collect(opened, recipe, workspace)
-    weights = {f"{name}.weight" for name in spec.scheme_of()}
-    kept, replaced_bytes, elements = {}, 0, 0
-    for name, tensor in _source_tensors(source):
-        if name in weights:
-            replaced_bytes += tensor.nbytes
-            elements += tensor.numel()
-        else:
-            kept[name] = tensor
-    storage = _storage(replaced_bytes, elements, kept, quantized)
+    config = _config(opened)
+    quantized, spec = collect(opened, recipe, workspace)
+    kept, storage = count_storage(opened, quantized, spec)
     config |= {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
     noted = {"config_fingerprint": fingerprint(config)}
@@ -84,21 +76,46 @@ def write_transformer(
     with replacing_folder(out) as unfinished:
         write_weights(kept | quantized, unfinished)
         write_json(unfinished / "config.json", config)
-        noted |= {"versions": versions, "storage": storage.to_dict()}
+        noted |= {"versions": versions, "storage": storage.to_dict(), "pipeline_class": type(opened.pipe).__name__}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)
-        card = model_card(opened.source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
+        source = None if opened.folder is None else opened.source
+        card = model_card(source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
         (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
     return storage
 
 
-def _source_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    for path in weight_files(folder):
+def count_storage(
+    opened: OpenPipeline, quantized: dict[str, Tensor], spec: QuantizationSpec
+) -> tuple[dict[str, Tensor], Storage]:
+    """The float tensors that stay, by full name, and the bytes of all."""
+    weights = {f"{name}.weight" for name in spec.scheme_of()}
+    kept, replaced_bytes, elements = {}, 0, 0
+    for name, tensor in _source_tensors(opened):
+        if name in weights:
+            replaced_bytes += tensor.nbytes
+            elements += tensor.numel()
+        else:
+            kept[name] = tensor
+    return kept, _storage(replaced_bytes, elements, kept, quantized)
+
+
+def _config(opened: OpenPipeline) -> dict[str, Any]:
+    if opened.folder is None:
+        return json.loads(opened.transformer.to_json_string())
+    return json.loads((opened.folder / opened.part / "config.json").read_text())
+
+
+def _source_tensors(opened: OpenPipeline) -> Iterator[tuple[str, Tensor]]:
+    if opened.folder is None:
+        yield from opened.transformer.state_dict().items()
+        return
+    for path in weight_files(opened.folder / opened.part):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                 yield name, file.get_tensor(name)
 
 
-def _collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple[dict[str, Tensor], QuantizationSpec]:
+def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple[dict[str, Tensor], QuantizationSpec]:
     """All quantized tensors by full name, and the configuration that describes them."""
     tensors: dict[str, Tensor] = {}
     shared: list[tuple[str, ...]] = []

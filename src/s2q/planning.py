@@ -72,7 +72,9 @@ def plan(
     call: Mapping[str, Any],
     device: str = "cpu",
     dtype_bytes: int = 4,
+    *,
     part: str = PARTS[0],
+    timed: bool = True,
 ) -> Plan:
     """Plan the quantization of the pipeline in `folder`.
 
@@ -80,6 +82,7 @@ def plan(
         call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
         dtype_bytes: bytes of a number in the dtype that calibration runs in.
         part: which of the pipeline's transformers is meant.
+        timed: whether time is estimated, which takes a second or two; else `seconds` is empty.
     """
     config = json.loads((folder / part / "config.json").read_text())
     model_class = getattr(diffusers, config["_class_name"])
@@ -109,7 +112,7 @@ def plan(
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
         bits_per_block_weight=8 * packed / block_weights,
         tokens=sizes.tokens,
-        seconds=_seconds(model, family, recipe, sizes, device),
+        seconds=_seconds(model, family, recipe, sizes, device) if timed else {},
         memory_bytes=parameters * dtype_bytes + 2 * _samples(recipe) * states + working,
         streamed_memory_bytes=_outside(model, family, parameters) * dtype_bytes + 2 * states + working,
         disk_bytes=disk,
@@ -172,7 +175,7 @@ def _seconds(model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, 
     forward *= sizes.branches
     seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
     seconds["selection"] = 0.01 * seconds["trajectories"]
-    if recipe.objective.token_weights:
+    if recipe.uses_token_weights:
         seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.trains:
@@ -261,5 +264,5 @@ def _disk(recipe: Recipe, family: Family, config: Mapping[str, Any], sizes: Geom
     latent = math.prod(sizes.latent) * config["in_channels"] * element
     text = sizes.branches * sizes.text * config[family.text_width] * element
     received = recipe.sampler.count * blocks * sizes.branches * sizes.tokens * 4
-    weights = received if recipe.objective.token_weights else 0
+    weights = received if recipe.uses_token_weights else 0
     return recipe.sampler.prompts * ((sizes.steps + 1) * latent + text) + weights

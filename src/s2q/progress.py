@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TextIO
 
@@ -92,6 +92,48 @@ class BarProgress:
                     bars.update(task, advance=amount, note=note)
 
             yield _Bar()
+
+
+class CallableProgress:
+    """Calls a function: `call(stage, done, total, note)` when a stage begins and after every item.
+
+    Args:
+        call: receives the stage's name, how many of its items are done and how many there are, and the name of the last.
+    """
+
+    def __init__(self, call: Callable[[str, int, int, str], None]):
+        self._call = call
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Stage]:
+        """See `Progress`."""
+        call, done = self._call, 0
+        call(name, 0, total, "")
+
+        class _Calls:
+            def advance(self, amount: int = 1, note: str = "") -> None:
+                nonlocal done
+                done += amount
+                call(name, done, total, note)
+
+        yield _Calls()
+
+
+def as_progress(progress: "Progress | Callable[[str, int, int, str], None] | None") -> Progress:
+    """What a caller gave, as a `Progress`: itself, a function as `CallableProgress` calls it, or silence for None.
+
+    Raises:
+        TypeError: it is none of these.
+    """
+    if progress is None:
+        return NoProgress()
+    if callable(getattr(progress, "stage", None)):
+        return progress
+    if not callable(progress):
+        raise TypeError(
+            f"progress must have a method stage(name, total), or be a function of (stage, done, total, note); got {progress!r}"
+        )
+    return CallableProgress(progress)
 
 
 def terminal_progress() -> Progress:

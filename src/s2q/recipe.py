@@ -150,8 +150,16 @@ class SamplerSpec(_Part):
     """What "salient" goes by: Eq. 8, or one of its factors alone."""
     stratified: bool = False
     """"salient" takes as many samples from each step as from any other, instead of the highest scores of all."""
+    balanced: bool = False
+    """With `stratified`: each pass over the steps takes as many from each prompt, too, by the greatest sum of scores."""
     pool: int | None = Field(None, ge=1)
     """Only the first so many of the recorded trajectories are chosen from; None is all."""
+
+    @model_validator(mode="after")
+    def _balanced_is_stratified(self) -> "SamplerSpec":
+        if self.balanced and not (self.kind == "salient" and self.stratified):
+            raise ValueError("balanced goes with kind=salient and stratified=true")
+        return self
 
 
 class ObjectiveSpec(_Part):
@@ -186,7 +194,8 @@ class ObjectiveSpec(_Part):
 class OptimSpec(_Part):
     """AdamW with a cosine schedule over all steps of a block."""
 
-    epochs: int = Field(15, ge=1)
+    epochs: int = Field(15, ge=0)
+    """0 learns nothing: transforms and clips stay as they start, or as an earlier run left them."""
     batch_size: int = Field(1, ge=1)
     """Samples a step. One sample is both guidance branches of one (prompt, step)."""
     lr: float = Field(5e-3, gt=0)
@@ -239,7 +248,13 @@ class Recipe(_Part):
     @property
     def trains(self) -> bool:
         """Whether anything is learned by gradients."""
-        return self.objective.kind != "none" and (self.linear.learns or self.modulation.learns)
+        learns = self.linear.learns or self.modulation.learns
+        return self.objective.kind != "none" and self.optim.epochs > 0 and learns
+
+    @property
+    def uses_token_weights(self) -> bool:
+        """Whether λ of Eq. 11 is asked for, by the loss or by the Hessians."""
+        return self.objective.token_weights and (self.trains or self.objective.weighted_hessian)
 
     @property
     def needs_samples(self) -> bool:

@@ -24,6 +24,9 @@ from s2q.recipe import (
 # fewer bits lose: docs/method.md has the measurement.
 MODULATION_ACT_BITS = 8
 
+DEFAULT = "s2q_vdit"
+"""The recipe that is meant when none is named."""
+
 EVENLY = SamplerSpec(kind="uniform")
 
 

@@ -11,7 +11,9 @@ from torch import Tensor
 from s2q.quantization.block import CalibratedBlock
 from s2q.storage import fingerprint, read_json, read_metadata, remove_unfinished, write_json, write_tensors
 
-SETTINGS_NAME = "settings.json"
+SETTINGS_NAME, SELECTION_NAME, SECONDS_NAME = "settings.json", "selection.json", "seconds.json"
+TRAJECTORIES, TOKEN_WEIGHTS = "trajectories", "token_weights"
+"""Folders of it."""
 
 
 class WorkspaceError(ValueError):

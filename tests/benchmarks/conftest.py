@@ -1,6 +1,7 @@
 """The scripts of benchmarks/ as modules."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -8,6 +9,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+sys.path.append(str(FOLDER))  # as Python does when it runs a script of the folder
 
 
 @pytest.fixture(scope="session")

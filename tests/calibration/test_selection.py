@@ -100,6 +100,33 @@ def test_stratified_takes_the_best_prompts_of_each_step() -> None:
         assert {prompt for prompt, own in samples if own == step} == best
 
 
+BALANCED = {"kind": "salient", "stratified": True, "balanced": True}
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompts=st.integers(1, 12), steps=st.integers(1, 12), share=st.floats(0.05, 1), seed=st.integers(0, 99))
+def test_balanced_takes_evenly_of_steps_and_of_prompts(prompts: int, steps: int, share: float, seed: int) -> None:
+    count = max(1, int(share * prompts * steps))
+    scores = torch.rand(prompts, steps, generator=torch.Generator().manual_seed(seed))
+    samples = select(scores, SamplerSpec(count=count, **BALANCED), 0)
+    assert len(set(samples)) == count
+    of_steps = [sum(step == own for _, own in samples) for step in range(steps)]
+    assert max(of_steps) - min(of_steps) <= 1
+    of_prompts = [sum(prompt == own for own, _ in samples) for prompt in range(prompts)]
+    assert max(of_prompts) <= -(-count // prompts)
+
+
+def test_balanced_takes_the_prompts_that_are_worth_most_where_steps_compete_for_them() -> None:
+    # Prompt 0 is the best of both steps; the second best is nearer to it at the first step, so it stands for the second.
+    scores = torch.tensor([[5.0, 0.3], [4.0, 0.2], [1.0, 0.1]])
+    assert set(select(scores, SamplerSpec(count=2, **BALANCED), 0)) == {(1, 0), (0, 1)}
+
+
+def test_balanced_is_about_strata() -> None:
+    with pytest.raises(ValueError, match="stratified=true"):
+        SamplerSpec(kind="salient", balanced=True)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_the_first_prompts_of_the_pool_are_chosen_from(kind: str) -> None:
     samples = select(torch.rand(6, 5), SamplerSpec(kind=kind, count=10, pool=2), 0)

@@ -4,36 +4,21 @@ import copy
 
 import pytest
 import torch
+from definition import defined
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import make_linear
 from torch import nn
 
 import s2q.runtime.linear as module
-from s2q.numerics.packing import unpack
 from s2q.runtime import reference
+from s2q.runtime.integer import CHUNK_ROWS
 from s2q.runtime.linear import QuantLinear, SharedInput
+from s2q.runtime.native import library
 
 
 def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def defined(linear: QuantLinear, x: torch.Tensor) -> torch.Tensor:
-    """What `s2q.runtime.reference` says the output is."""
-    scheme, bits = linear.scheme, linear.scheme.weight_bits
-    zero = None
-    if not scheme.symmetric_weights:
-        zero = unpack(linear.weight_zero_point.mT, bits, linear.out_features).mT.float()
-    y = reference.quantized_linear(
-        x.reshape(-1, linear.in_features),
-        linear.input_transform(),
-        reference.ActFormat(scheme.act_bits, scheme.symmetric_acts, linear.act_groups),
-        reference.CodedWeight(unpack(linear.weight_packed, bits, linear.in_features), linear.weight_scale, zero),
-        linear.bias,
-        linear.low_rank(),
-    )
-    return y.view(*x.shape[:-1], linear.out_features)
 
 
 @settings(max_examples=80, deadline=None)
@@ -64,8 +49,12 @@ def test_integers_give_the_definition_bit_for_bit(
     assert torch.equal(y, defined(linear, x))
 
 
-@pytest.mark.parametrize("rows", [module.multiply.__globals__["CHUNK_ROWS"] + extra for extra in (-1, 0, 1)])
-def test_no_row_is_lost_between_two_chunks(rows: int) -> None:
+@pytest.mark.parametrize("backend", ["torch", "native"])
+@pytest.mark.parametrize("rows", [CHUNK_ROWS + extra for extra in (-1, 0, 1)])
+def test_no_row_is_lost_between_two_chunks(rows: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if backend == "native" and library.instruction_set() is None:
+        pytest.skip("s2q was installed without a C compiler")
+    monkeypatch.setenv("S2Q_BACKEND", backend)
     linear = make_linear(16, 24, 4, 6, transform=True)
     x = tokens(rows, 24)
     assert torch.equal(linear(x), defined(linear, x))
@@ -203,9 +192,9 @@ class TestSharedInput:
         calls: list[int] = []
         original = module.quantize_input
 
-        def counted(x, *rest, **more):
+        def counted(choice, x, transform):
             calls.append(x.shape[0])
-            return original(x, *rest, **more)
+            return original(choice, x, transform)
 
         monkeypatch.setattr(module, "quantize_input", counted)
         return calls

@@ -2,7 +2,9 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from scipy.optimize import LinearConstraint, milp
 from torch import Tensor
 
 from s2q.recipe import SamplerSpec
@@ -47,7 +49,9 @@ def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
     prompts, steps = scores.shape
     total = prompts * steps
     generator = torch.Generator().manual_seed(derived_seed(seed, "selection"))
-    if sampler.kind == "salient" and not sampler.stratified:
+    if sampler.balanced:
+        chosen = torch.tensor(_balanced(scores, sampler.count))
+    elif sampler.kind == "salient" and not sampler.stratified:
         chosen = torch.argsort(scores.flatten(), descending=True, stable=True)[: sampler.count]
     elif sampler.kind == "random":
         chosen = torch.randperm(total, generator=generator)[: sampler.count]
@@ -66,7 +70,28 @@ def select(scores: Tensor, sampler: SamplerSpec, seed: int) -> list[Sample]:
     return [Sample(index // steps, index % steps) for index in sorted(chosen.tolist())]
 
 
+def _quotas(count: int, steps: int) -> list[int]:
+    """How many samples each step gives: none more than one more than another."""
+    return [(step + 1) * count // steps - step * count // steps for step in range(steps)]
+
+
 def _evenly(count: int, prompts: int, steps: int) -> Tensor:
-    """Places in a [steps, prompts] table, the first of each row, so that no step gives more than one more than another."""
-    quota = [(step + 1) * count // steps - step * count // steps for step in range(steps)]
-    return torch.tensor([step * prompts + place for step, number in enumerate(quota) for place in range(number)])
+    """Places in a [steps, prompts] table, the first of each row, as many as the step gives."""
+    quotas = enumerate(_quotas(count, steps))
+    return torch.tensor([step * prompts + place for step, number in quotas for place in range(number)])
+
+
+def _balanced(scores: Tensor, count: int) -> list[int]:
+    """Places in the pool [P, T] with the most salience together, as many of each step, and no more of a prompt than its share.
+
+    A transport problem, solved exactly. Scores are min–max normalised within a step, for those of late steps are larger.
+    """
+    prompts, steps = scores.shape
+    low, high = scores.double().amin(0), scores.double().amax(0)
+    worth = ((scores - low) / (high - low).clamp(min=torch.finfo(torch.float64).tiny)).numpy()
+    of_steps = np.tile(np.eye(steps), prompts)
+    of_prompts = np.repeat(np.eye(prompts), steps, axis=1)
+    quotas = _quotas(count, steps)
+    limits = [LinearConstraint(of_steps, quotas, quotas), LinearConstraint(of_prompts, 0, -(-count // prompts))]
+    solved = milp(-worth.ravel(), integrality=1, bounds=(0, 1), constraints=limits)
+    return np.flatnonzero(solved.x > 0.5).tolist()

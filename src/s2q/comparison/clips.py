@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s2q.evaluation.appearance import appearance
 from s2q.evaluation.metrics import Pair, measure
+from s2q.memory import in_chunks
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress
 from s2q.prompts import readback_of
@@ -18,9 +19,16 @@ from s2q.twins import generate_batch, relative_errors
 
 
 def _make(opened: OpenPipeline, prompts: Sequence[str], seeds: Sequence[int]) -> dict[str, Tensor]:
-    steps: list[Tensor] = []
-    clips = generate_batch(opened, prompts, seeds, lambda latents: steps.append(latents.float().cpu()))
-    return {"clips": torch.from_numpy(clips), "latents": torch.stack(steps, dim=1)}
+    """The clips of a batch, made together, or fewer at a time if they are too many for the memory."""
+    made: list[dict[str, Tensor]] = []
+
+    def make(part: slice) -> None:
+        steps: list[Tensor] = []
+        clips = generate_batch(opened, prompts[part], seeds[part], lambda latents: steps.append(latents.float().cpu()))
+        made.append({"clips": torch.from_numpy(clips), "latents": torch.stack(steps, dim=1)})
+
+    in_chunks(len(prompts), len(prompts), make)
+    return {name: torch.cat([some[name] for some in made]) for name in made[0]}
 
 
 def _batches(prompts: Sequence[str], size: int) -> Iterator[tuple[int, list[str], list[int]]]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from s2q.memory import in_chunks
 from s2q.models.family import Family
 
 
@@ -19,7 +20,8 @@ def received_attention(
 ) -> Tensor:
     """S_j = Σ_{h,i} A_{h,i,j}: what each token receives over all heads and queries. Sums to H · S_q.
 
-    The S × S map never exists: `chunk` queries are softmaxed at a time. Queries that may see nothing give nothing.
+    The S × S map never exists: `chunk` queries are softmaxed at a time, fewer if they are too many for the memory (the
+    sums then end in other last bits). Queries that may see nothing give nothing.
 
     Args:
         query: [B, H, S_q, D].
@@ -32,15 +34,18 @@ def received_attention(
     """
     keys = key.float().mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     received = torch.zeros(query.shape[0], key.shape[2], dtype=torch.float32, device=query.device)
-    for start in range(0, query.shape[2], chunk):
-        scores = query[:, :, start : start + chunk].float() @ keys
+
+    def add(part: slice) -> None:
+        scores = query[:, :, part].float() @ keys
         if mask is not None:
-            rows = mask if mask.shape[-2] == 1 else mask[..., start : start + chunk, :]
+            rows = mask if mask.shape[-2] == 1 else mask[..., part, :]
             scores = scores.masked_fill(~rows, -math.inf) if rows.dtype == torch.bool else scores + rows
         shares = scores.softmax(dim=-1)
         if mask is not None:
             shares = shares.nan_to_num(nan=0.0)  # rows that are masked throughout
-        received += shares.sum(dim=(1, 2))
+        received.add_(shares.sum(dim=(1, 2)))
+
+    in_chunks(query.shape[2], chunk, add)
     return received
 
 

@@ -2,13 +2,14 @@
 
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
 from diffusers import DiffusionPipeline
 
 from s2q.media import INPUTS
-from s2q.models.inputs import FRAMES, inputs_of
+from s2q.models.inputs import FRAMES, VIDEOS, inputs_of
 from s2q.models.lookup import resolve_folder
 
 PARTS = ("transformer", "transformer_2")
@@ -44,13 +45,7 @@ def check_folder(path: Path, part: str | None) -> None:
     except (ValueError, OSError) as error:
         raise PipelineError(str(error)) from None
     there = [name for name in PARTS if parts.get(name, [None])[0] is not None]
-    if len(there) > 1 and part is None:
-        raise PipelineError(
-            f"{path} denoises with two transformers, of which each serves its own range of noise: quantize one, then the "
-            f"other, with part= or s2q quantize --part, {' and '.join(PARTS)}"
-        )
-    if part is not None and part not in there:
-        raise PipelineError(f"{path} has no {part}: it has {', '.join(there)}")
+    check_part(str(path), there, part)
     wrong = []
     for name, entry in parts.items():
         if isinstance(entry, list) and entry[0] is not None:
@@ -64,24 +59,51 @@ def pipeline_class(path: Path) -> type[DiffusionPipeline]:
     return getattr(diffusers, json.loads((path / "model_index.json").read_text())["_class_name"])
 
 
+def check_part(what: str, there: Sequence[str], part: str | None) -> str:
+    """Which of the transformers that are `there` is meant.
+
+    Raises:
+        PipelineError: two and none is named, or another one is.
+    """
+    if len(there) > 1 and part is None:
+        raise PipelineError(
+            f"{what} denoises with two transformers, of which each serves its own range of noise: quantize one, then the "
+            f"other, with part= or s2q quantize --part, {' and '.join(PARTS)}"
+        )
+    if part is not None and part not in there:
+        raise PipelineError(f"{what} has no {part}: it has {', '.join(there)}")
+    return part or PARTS[0]
+
+
 def _check_call(path: Path, name: str) -> None:
-    """Whether the pipeline makes a video of a prompt and what can be read from files."""
     pipeline = getattr(diffusers, name, None)
     if pipeline is None:
         raise PipelineError(f"{path} is a {name}, which this diffusers ({diffusers.__version__}) does not have")
     packages = getattr(pipeline, "_backends", None)
     if packages:  # a stand-in, which diffusers has in the place of a class whose packages are missing
         raise PipelineError(f"{path} is a {name}, for which diffusers wants these installed: {', '.join(packages)}")
+    check_calls(f"{path} is a {name}, which", pipeline)
+
+
+def check_calls(what: str, pipeline: type[DiffusionPipeline]) -> None:
+    """Whether a class of pipelines makes a video of a prompt and what can be read from files.
+
+    Args:
+        what: begins what is said if it does not.
+
+    Raises:
+        PipelineError: it does not.
+    """
     parameters, inputs = inspect.signature(pipeline.__call__).parameters, inputs_of(pipeline)
     if "prompt" not in parameters or inputs.unknown:
         raise PipelineError(
-            f"{path} is a {name}, which wants more than a prompt and what s2q reads from files "
+            f"{what} wants more than a prompt and what s2q reads from files "
             f"({', '.join(inputs.unknown) or 'and takes no prompt'}; known are {', '.join(INPUTS)}). A transformer that it "
             "shares with another pipeline can be quantized there, and given to it with transformer="
         )
-    videos = (*FRAMES, "video", "control_video")
+    videos = (*FRAMES, *VIDEOS)
     if not any(key in parameters for key in videos):
-        raise PipelineError(f"{path} is a {name}, which makes no video: its calls take none of {', '.join(videos)}")
+        raise PipelineError(f"{what} makes no video: its calls take none of {', '.join(videos)}")
 
 
 def _missing_files(component: Path) -> list[str]:

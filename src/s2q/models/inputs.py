@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
 
-from s2q.media import INPUTS, media_of
+from s2q.media import INPUTS, media_of, read_media
 
 _LOG = logging.getLogger(__name__)
 
@@ -16,6 +16,8 @@ LEAST_STRETCH = 0.02
 """Difference of shapes that is worth a warning: less comes of sizes being whole patches."""
 FRAMES = ("num_frames", "video_length")
 """What pipelines call the length of the video that they make."""
+VIDEOS = ("video", "control_video")
+"""What pipelines call the video that they make another of."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,10 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
     needed = [(name,) for name in without_default if name in INPUTS]
-    has_length = any(name in parameters for name in FRAMES)
     if not without_default:
         if "control_video" in parameters:
             needed = [("control_video",)]
-        elif "video" in parameters and not has_length:
+        elif "video" in parameters and not has_length(pipeline):
             needed = [("video",)]
         elif "image" in parameters:
             needed = [tuple(name for name in ("image", "video") if name in parameters)]
@@ -63,6 +64,21 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
         tuple(name for name in INPUTS if name in parameters),
         tuple(name for name in without_default if name not in INPUTS),
     )
+
+
+def has_length(pipeline: type[DiffusionPipeline]) -> bool:
+    """Whether a class of pipelines is told how long a video to make; else it makes one as long as that it is given."""
+    return any(name in inspect.signature(pipeline.__call__).parameters for name in FRAMES)
+
+
+def longest(prompts: Sequence[str]) -> int | None:
+    """Frames of the longest video among the files of `prompts`; None where there is no video.
+
+    Raises:
+        ValueError: a file that cannot be read.
+    """
+    read = [value for prompt in prompts for name, value in read_media(prompt).items() if name in VIDEOS]
+    return max(map(len, read), default=None)
 
 
 def check_prompts(

@@ -1,7 +1,6 @@
-"""Open a diffusers pipeline: a folder, a hub id, or the word `demo`, with clear errors before anything is loaded."""
+"""Open a diffusers pipeline: a folder, a hub id, the word `demo`, or one that is loaded already, with clear errors first."""
 
 import copy
-import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,16 +14,19 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
-from s2q.models.family import Family, patch_of
+from s2q.models.family import Family
 from s2q.models.folder import PARTS, PipelineError, check_folder, pipeline_class, weight_files
 from s2q.models.geometry import call_defaults, denoising_steps
-from s2q.models.inputs import FRAMES, check_prompts
+from s2q.models.inputs import check_prompts
+from s2q.models.loaded import check_loaded, checked_call
 from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
 DEMO = "demo"
 DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
 """The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
+IN_MEMORY = "in memory"
+"""What is noted as the source of a pipeline that a program had loaded itself."""
 
 
 @dataclass
@@ -32,9 +34,9 @@ class OpenPipeline:
     """A loaded pipeline, and how it is to be called."""
 
     source: str
-    """What the user named."""
-    folder: Path
-    """Where it stands on this machine."""
+    """What the user named, or `IN_MEMORY`."""
+    folder: Path | None
+    """Where it stands on this machine; None if all that is known of it is in memory."""
     pipe: DiffusionPipeline
     family: Family
     call: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,12 @@ class OpenPipeline:
     def transformer(self) -> torch.nn.Module:
         """The transformer that is meant."""
         return getattr(self.pipe, self.part)
+
+    @property
+    def transformers(self) -> list[torch.nn.Module]:
+        """All that the pipeline denoises with: one, or two that share the steps."""
+        found = (getattr(self.pipe, part, None) for part in PARTS)
+        return [transformer for transformer in found if transformer is not None]
 
     @contextmanager
     def held(self, block: torch.nn.Module) -> Iterator[None]:
@@ -145,7 +153,7 @@ def locate(source: str, part: str | None = None) -> Path:
 
 
 def open_pipeline(
-    source: str,
+    source: str | DiffusionPipeline,
     *,
     transformer: str | Path | None = None,
     transformer_2: str | Path | None = None,
@@ -159,6 +167,8 @@ def open_pipeline(
     """Load a pipeline, with another transformer in place of its own if one is given.
 
     Args:
+        source: a folder, a hub id, the word of a demo, or a loaded pipeline; that one is taken as it is, with its own
+            dtype and device, and only `part` and `call` are looked at beside it.
         transformer: a folder, see `load_transformer`; it takes the place of the one that is meant.
         transformer_2: the same in the place of the pipeline's second, whichever is meant.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
@@ -171,6 +181,8 @@ def open_pipeline(
     Raises:
         PipelineError: see `locate`; also a folder that diffusers cannot load.
     """
+    if isinstance(source, DiffusionPipeline):
+        return _open_loaded(source, part, call)
     folder, meant = locate(source, part), part or PARTS[0]
     if transformer_2 is not None:
         check_folder(folder, PARTS[1])
@@ -200,36 +212,22 @@ def open_pipeline(
             component.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)
-    _check_size(pipe, getattr(pipe, meant), call)
-    chosen = {name: value for name, value in call.items() if value is not None}
-    _check_arguments(type(pipe), chosen)
+    chosen = checked_call(pipe, getattr(pipe, meant), call)
     family = replace(resolve(getattr(pipe, meant)), pipeline=type(pipe).__name__)
     if family.tiled_vae:
         pipe.vae.enable_tiling()
     return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks, meant)
 
 
-def _check_arguments(pipeline: type[DiffusionPipeline], call: Mapping[str, Any]) -> None:
-    takes = inspect.signature(pipeline.__call__).parameters
-    unknown = sorted(set(call) - set(takes))
-    if unknown:
-        length = ": the video that it is given decides the length" if set(unknown) & set(FRAMES) else ""
-        raise PipelineError(f"the calls of {pipeline.__name__} take no {', '.join(unknown)}{length}")
+def _open_loaded(pipe: DiffusionPipeline, part: str | None, call: Mapping[str, Any]) -> OpenPipeline:
+    meant, family = check_loaded(pipe, part)
+    transformer = getattr(pipe, meant)
+    chosen = _text_length(transformer.config, family) | checked_call(pipe, transformer, call)
+    return OpenPipeline(IN_MEMORY, None, pipe, family, chosen, None, meant)
 
 
 def _free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
-
-
-def _check_size(pipe: DiffusionPipeline, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
-    ratios = (getattr(pipe, name, None) for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"))
-    spatial, patch = next((ratio for ratio in ratios if ratio), 8), patch_of(transformer.config)
-    multiples = {"height": spatial * patch[1], "width": spatial * patch[2]}
-    wrong = [name for name, multiple in multiples.items() if call.get(name) and call[name] % multiple]
-    if wrong:
-        said = " and ".join(f"{name} {call[name]}" for name in wrong)
-        allowed = " and ".join(str(multiple) for multiple in sorted({multiples[name] for name in wrong}))
-        raise PipelineError(f"{said}: this pipeline makes only multiples of {allowed} pixels")
 
 
 def default_call(source: str, folder: Path) -> dict[str, Any]:
@@ -239,12 +237,13 @@ def default_call(source: str, folder: Path) -> dict[str, Any]:
         from s2q.demo import GENERATION
 
         defaults |= GENERATION[DEMOS[source]]
-    # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
     config = json.loads((folder / "transformer" / "config.json").read_text())
-    key = resolve_folder(folder / "transformer", config["_class_name"]).text_length
-    if key in config:
-        defaults["max_sequence_length"] = config[key]
-    return defaults
+    return defaults | _text_length(config, resolve_folder(folder / "transformer", config["_class_name"]))
+
+
+def _text_length(config: Mapping[str, Any], family: Family) -> dict[str, int]:
+    # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
+    return {"max_sequence_length": config[family.text_length]} if family.text_length in config else {}
 
 
 def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -2,12 +2,13 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from s2q.memory import in_chunks
 from s2q.models.family import Family
 from s2q.numerics.gptq import accumulate_hessian
 from s2q.quantization.freeze import freeze
@@ -42,6 +43,7 @@ def calibrate_block(
     samples: Sequence[BlockSample],
     seed: int,
     on_step: Callable[[], None] = lambda: None,
+    start: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> CalibratedBlock:
     """Quantize the linears of `block`, which is not changed.
 
@@ -50,9 +52,10 @@ def calibrate_block(
         samples: empty for recipes that need none.
         seed: start of the rotations and order of the samples.
         on_step: called after each optimisation step.
+        start: linear → tensors of another model's packed one, whose transform and clips are taken over.
     """
     started = time.perf_counter()
-    simulated = simulate(block, family, recipe, groups, samples, seed)
+    simulated = simulate(block, family, recipe, groups, samples, seed, start)
     if recipe.trains:
         learn(simulated, family, recipe, samples, seed, on_step)
     hessians = _hessians(simulated, family, recipe, groups, samples)
@@ -103,7 +106,7 @@ def _hessians(
         x = x.flatten(0, -2)
         if group not in hessians:
             hessians[group] = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
-        accumulate_hessian(hessians[group], x)
+        in_chunks(len(x), len(x), lambda rows: accumulate_hessian(hessians[group], x[rows]))
 
     if wanted:
         watch_inputs(simulated, family, wanted, samples, receive)

@@ -1,11 +1,13 @@
 """The linear while it is being learned: everything in floating point, rounding simulated."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from s2q.numerics.quantizer import dequantize, fake_quantize, grid, group_count, integer_range, per_value
 from s2q.numerics.rounding import initial_logit, soft_round_up
-from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform
+from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform, logit_of
 from s2q.recipe import LinearScheme
 
 # Shares of each output channel's range that weight_clip = "mse" chooses from.
@@ -38,6 +40,18 @@ class SimulatedLinear(nn.Module):
         learned = self.scheme.low_rank.start == "zero"
         self.low_rank_down = nn.Parameter(down.float(), requires_grad=learned)
         self.low_rank_up = nn.Parameter(up.float(), requires_grad=learned)
+
+    @torch.no_grad()
+    def start_from(self, stored: Mapping[str, Tensor]) -> None:
+        """Take over the learned branch and the learned clip of the same linear in another model.
+
+        The clip is the one that makes the step sizes those of that model, as far as this weight reaches so far.
+        """
+        if self.scheme.low_rank is not None and self.scheme.low_rank.start == "zero":
+            self.set_branch(stored["low_rank_down"], stored["low_rank_up"])
+        if self.clip_logit is not None:
+            whole, _ = self._grid(self.remainder(self.inputs.on_weight(self.weight)), 1.0)
+            self.clip_logit.copy_(logit_of((stored["weight_scale"] / whole).mean(1, keepdim=True)))
 
     @torch.no_grad()
     def start_rounding(self) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from s2q.memory import in_chunks
 from s2q.models.blocks import replay
 from s2q.models.family import Family
 from s2q.numerics.rounding import penalty_exponent, rounding_penalty
 from s2q.quantization.layer import SimulatedLinear
-from s2q.quantization.objective import BlockSample, block_loss, collate
+from s2q.quantization.objective import BlockSample, block_loss, collate, rows_of
 from s2q.quantization.transforms import SharedTransform
 from s2q.recipe import OptimSpec, Recipe
 
@@ -72,13 +73,37 @@ def learn(
         order = torch.randperm(len(samples), generator=generator).tolist()
         for start in range(0, len(order), optim.batch_size):
             batch = collate([samples[index] for index in order[start : start + optim.batch_size]])
-            states = replay(simulated, family, batch.states, batch.sides)
-            loss = block_loss(family, states, batch, recipe.objective) + _rounding_loss(simulated, done / steps, optim)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            _differentiate(simulated, family, recipe, batch, done / steps)
             optimizer.step()
             schedule.step()
             for transform in transforms:
                 transform.forget()
             done += 1
             on_step()
+
+
+def _differentiate(simulated: nn.Module, family: Family, recipe: Recipe, batch: BlockSample, progress: float) -> None:
+    """Set the gradients of the loss of `batch`: of all rows at once, or fewer at a time if they are too many for the memory."""
+    params = [parameter for parameter in simulated.parameters() if parameter.requires_grad]
+    params += [p for transform in transforms_of(simulated) for p in transform.parameters() if p.requires_grad]
+    rows = len(batch.target)
+    # The guided error is of pairs, which stay together.
+    unit = 2 if recipe.objective.guided and batch.guidance is not None and rows % 2 == 0 else 1
+    found: list[tuple[Tensor | None, ...]] = []
+
+    def differentiate(units: slice) -> None:
+        part = batch
+        if units.stop - units.start < rows // unit:
+            part = rows_of(batch, slice(units.start * unit, units.stop * unit))
+        for transform in transforms_of(simulated):
+            transform.forget()
+        states = replay(simulated, family, part.states, part.sides)
+        loss = block_loss(family, states, part, recipe.objective, whole=batch)
+        loss = loss + len(part.target) / rows * _rounding_loss(simulated, progress, recipe.optim)
+        found.append(torch.autograd.grad(loss, params, allow_unused=True))
+
+    in_chunks(rows // unit, rows // unit, differentiate)
+    for parameter, *grads in zip(params, *found, strict=True):
+        some = [grad for grad in grads if grad is not None]
+        # Contiguous as the parameter: the fused optimizer reads memory in order, whatever the strides.
+        parameter.grad = sum(some[1:], some[0]).contiguous() if some else None

@@ -1,7 +1,7 @@
 """What a block is calibrated on, and the loss of doing so: Eq. 10 of arXiv 2508.04016."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,22 @@ def collate(samples: list[BlockSample]) -> BlockSample:
     )
 
 
+def rows_of(sample: BlockSample, rows: slice) -> BlockSample:
+    """Some rows of a sample: the opposite of `collate`, by the same rule of what has rows."""
+    batch = sample.target.shape[0]
+
+    def cut(value: Any) -> Any:
+        return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch else value
+
+    return replace(
+        sample,
+        states={name: cut(value) for name, value in sample.states.items()},
+        sides={name: cut(value) for name, value in sample.sides.items()},
+        target=cut(sample.target),
+        weights=cut(sample.weights),
+    )
+
+
 def weighted_error(output: Tensor, sample: BlockSample) -> Tensor:
     """Eq. 10: (1/n) Σ_j λ_j ‖θ_f(x_j) − θ_q(x_j)‖², averaged over the batch, relative to (1/n) Σ_j ‖θ_f(x_j)‖²."""
     error = (output.float() - sample.target.float()).square().sum(-1)
@@ -90,15 +106,26 @@ def guided_error(output: Tensor, sample: BlockSample) -> Tensor:
     return combined.mean() / sample.target.float().square().sum(-1).mean()
 
 
-def block_loss(family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec) -> Tensor:
-    """The recipe's objective of one block: Eq. 10, the guided error, and γ times the temporal error of the video tokens."""
+def block_loss(
+    family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec, whole: BlockSample | None = None
+) -> Tensor:
+    """The recipe's objective of one block: Eq. 10, the guided error, and γ times the temporal error of the video tokens.
+
+    Args:
+        whole: what `sample` are some rows of; the losses of all parts sum to that of the whole: relative errors count by
+            the part's share of the float output's power, the temporal error by its share of the rows.
+    """
     output = joined_tokens(family, states)
     loss = weighted_error(output, sample)
     if objective.guided and sample.guidance is not None and output.shape[0] % 2 == 0:
         loss = loss + objective.guided * guided_error(output, sample)
+    partial = whole is not None and whole is not sample
+    if partial:
+        loss = loss * (sample.target.float().square().sum() / whole.target.float().square().sum())
     if objective.temporal:
         video = video_slice(family, states)
-        loss = loss + objective.temporal * temporal_error(output[:, video], sample.target[:, video], sample.frames)
+        error = temporal_error(output[:, video], sample.target[:, video], sample.frames)
+        loss = loss + objective.temporal * (error * (len(output) / len(whole.target)) if partial else error)
     return loss
 
 

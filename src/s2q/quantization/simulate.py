@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,32 +16,46 @@ from s2q.quantization.schemes import scheme_for
 from s2q.quantization.statistics import Group, InputStatistics, input_statistics
 from s2q.quantization.transforms import SharedTransform
 from s2q.recipe import LinearScheme, Recipe
-from s2q.runtime.reference import transform_input
+from s2q.runtime.reference import InputTransform, transform_input
+
+Stored = Mapping[str, Mapping[str, Tensor]]
 
 
 def simulate(
-    block: nn.Module, family: Family, recipe: Recipe, groups: list[Group], samples: Sequence[BlockSample], seed: int
+    block: nn.Module,
+    family: Family,
+    recipe: Recipe,
+    groups: list[Group],
+    samples: Sequence[BlockSample],
+    seed: int,
+    start: Stored | None = None,
 ) -> nn.Module:
-    """A copy of `block` whose linears are `SimulatedLinear`s as the recipe starts them.
+    """A copy of `block` whose linears are `SimulatedLinear`s as the recipe starts them, or as `start` left them.
 
     Args:
         groups: the linears (names inside the block), those that share an input together.
         samples: may be empty if the recipe needs none.
         seed: of the rotations and random branches.
+        start: linear → tensors of the same linear in another model's checkpoint, under the same scheme.
     """
     generator = torch.Generator().manual_seed(seed)
-    watched = [group for group in groups if scheme_for(recipe, family, group[0]).starts_from_inputs]
+    watched = [group for group in groups if _asks_inputs(scheme_for(recipe, family, group[0]), start)]
     statistics = input_statistics(block, family, watched, samples)
     progress = [sample.progress for sample in samples]
     simulated = copy.deepcopy(block).requires_grad_(False)
     for group in groups:
         scheme = scheme_for(recipe, family, group[0])
         linears = [block.get_submodule(name) for name in group]
-        inputs = _start_transform(linears, scheme, statistics.get(group), progress, generator)
+        if start is None:
+            inputs = _start_transform(linears, scheme, statistics.get(group), progress, generator)
+        else:
+            inputs = _stored_transform(linears[0], scheme, start[group[0]], generator)
         for name, linear in zip(group, linears, strict=True):
             made = SimulatedLinear(linear, scheme, inputs)
-            if scheme.low_rank is not None:
+            if scheme.low_rank is not None and (start is None or scheme.low_rank.start == "svd"):
                 _start_branch(made, statistics.get(group), generator)
+            if start is not None:
+                made.start_from({key: tensor.to(linear.weight.device) for key, tensor in start[name].items()})
             if scheme.rounding == "adaround":
                 made.start_rounding()
             simulated.set_submodule(name, made)
@@ -55,6 +69,22 @@ def nearest_block(block: nn.Module, family: Family, recipe: Recipe, groups: list
         for role, own in (("linear", recipe.linear), ("modulation", recipe.modulation))
     }
     return simulate(block, family, recipe.model_copy(update=schemes), groups, [], seed=0)
+
+
+def _asks_inputs(scheme: LinearScheme, start: Stored | None) -> bool:
+    if start is None:
+        return scheme.starts_from_inputs
+    return scheme.low_rank is not None and scheme.low_rank.start == "svd"
+
+
+def _stored_transform(
+    linear: nn.Linear, scheme: LinearScheme, stored: Mapping[str, Tensor], generator: torch.Generator
+) -> SharedTransform:
+    device = linear.weight.device
+    inputs = SharedTransform(linear.in_features, scheme, torch.ones(linear.in_features), generator).to(device)
+    tensors = (stored.get(f"input_{name}") for name in InputTransform._fields)
+    inputs.start_from(InputTransform(*(None if tensor is None else tensor.to(device) for tensor in tensors)))
+    return inputs
 
 
 def _start_transform(

@@ -13,6 +13,11 @@ CLIP_LOGIT = 4.0
 """Start of every clipping logit, as in FlatQuant: sigmoid(4) = 0.982 of the range."""
 
 
+def logit_of(share: Tensor) -> Tensor:
+    """The logit whose sigmoid is `share`, which is kept inside (0, 1)."""
+    return share.clamp(1e-4, 1 - 1e-4).logit()
+
+
 def rotation_factors(scheme: LinearScheme, columns: int) -> tuple[int, int] | None:
     """n1, n2 of the scheme's rotation of inputs of `columns` channels; None if it has none."""
     rotation = "none" if scheme.transform is None else scheme.transform.rotation
@@ -37,6 +42,12 @@ class _Factor(nn.Module):
         sigma = self.log_sigma.exp()
         return (u * sigma) @ v.mT, (u / sigma) @ v.mT
 
+    def start_from(self, matrix: Tensor) -> None:
+        """Become `matrix`, up to the rounding of its singular value decomposition."""
+        u, sigma, v = torch.linalg.svd(matrix.double())
+        self.base.copy_(torch.stack([u, v.mT]))
+        self.log_sigma.copy_(sigma.log())
+
 
 class _FixedFactor(nn.Module):
     """An orthogonal matrix, which is its own inverse transpose."""
@@ -47,6 +58,9 @@ class _FixedFactor(nn.Module):
 
     def forward(self) -> tuple[Tensor, Tensor]:
         return self.matrix, self.matrix
+
+    def start_from(self, matrix: Tensor) -> None:
+        self.matrix.copy_(matrix)
 
 
 class SharedTransform(nn.Module):
@@ -86,6 +100,20 @@ class SharedTransform(nn.Module):
         self._source: Tensor | None = None
         self._value: Tensor | None = None
         self._rounded: Tensor | None = None
+
+    @torch.no_grad()
+    def start_from(self, stored: InputTransform) -> None:
+        """Take over what a checkpoint of the same scheme stores, to go on from there."""
+        if self.signs is not None:
+            self.signs.copy_(stored.scale.sign())
+        if self.log_scale is not None:
+            self.log_scale.copy_(stored.scale.abs().log())
+        if self.left is not None:
+            self.left.start_from(stored.left)
+            self.right.start_from(stored.right)
+        if self.clip_logit is not None:
+            self.clip_logit.copy_(logit_of(stored.clip))
+        self.range = stored.range
 
     def transform_parameters(self) -> list[nn.Parameter]:
         """What the learning rate of scales and matrices applies to."""

@@ -166,6 +166,33 @@ def swap_linears(model: nn.Module, spec: QuantizationSpec) -> None:
             model.get_submodule(name).shared_input = shared
 
 
+def install(model: nn.Module, spec: QuantizationSpec, tensors: Mapping[str, Tensor]) -> None:
+    """Turn a float model in memory into what loading its quantized folder gives: it runs, and is saved, as that one.
+
+    Args:
+        tensors: full name → tensor of every quantized linear, see `s2q.checkpoint`, without biases, which stay.
+
+    Raises:
+        CheckpointError: tensors that are missing or do not fit; the model must not be used then.
+    """
+    modules = dict(model.named_modules())
+    kept = {name: modules[name].bias for name in spec.scheme_of() if name in modules}
+    devices = {name: modules[name].weight.device for name in kept}
+    config = S2QConfig(**spec.model_dump(mode="json"))
+    quantizer = S2QQuantizer(config, pre_quantized=True)
+    quantizer.preprocess_model(model)
+    for name, bias in kept.items():
+        linear = model.get_submodule(name)
+        linear.bias = bias
+        for key in linear.tensor_names:
+            if f"{name}.{key}" in tensors:
+                tensor = tensors[f"{name}.{key}"].to(devices[name])
+                linear._parameters[key] = nn.Parameter(tensor, requires_grad=False)
+    quantizer.postprocess_model(model)
+    model.hf_quantizer = quantizer
+    model.register_to_config(quantization_config=config)
+
+
 def _differing_transforms(model: nn.Module, group: tuple[str, ...]) -> list[str]:
     """What keeps the linears of `group` from sharing one quantized input; an empty list if nothing does."""
     first, *rest = (model.get_submodule(name) for name in group)

@@ -1,4 +1,4 @@
-"""The integer product through `torch._int_mm`, in chunks of rows, from weights that stay packed.
+"""The backend through `torch._int_mm`, on every device: in chunks of rows, from weights that stay packed.
 
 Weights are unpacked at each call into a scratch tensor that lives only for that call; 4-bit weights are unpacked into
 two halves (even columns, odd columns), which costs a tenth of interleaving them, and the activations' codes are
@@ -6,16 +6,15 @@ written in the same order. The order of the columns does not change the sum, so 
 `s2q.runtime.reference` bit for bit.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from s2q.numerics.packing import unpack
 from s2q.numerics.quantizer import dequantize, integer_range, quantize
+from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library as native
+from s2q.runtime.native.backend import quantize_rows
 from s2q.runtime.reference import (
-    ActFormat,
     CodedWeight,
     InputTransform,
     LowRank,
@@ -39,25 +38,6 @@ CUDA_MIN_ROWS = 17
 MIN_COLUMNS = 8
 
 
-class PackedWeight(NamedTuple):
-    """A weight as it is stored."""
-
-    packed: Tensor
-    """int32 [N, words]"""
-    scale: Tensor
-    """float32 [N, G]"""
-    zero_point: Tensor | None
-    """int32 [⌈N·b/32⌉, G], packed along N; None is symmetric"""
-    bits: int
-
-    @property
-    def zero(self) -> Tensor | None:
-        """Zero points as whole numbers, float32 [N, G]."""
-        if self.zero_point is None:
-            return None
-        return unpack(self.zero_point.mT, self.bits, self.packed.shape[0]).mT.float()
-
-
 def in_halves(bits: int, columns: int, groups: int) -> bool:
     """Whether codes stand as (even columns, odd columns) instead of in their natural order."""
     return bits == 4 and columns % 8 == 0 and groups == 1
@@ -77,49 +57,6 @@ def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: i
     return None
 
 
-def quantize_input(
-    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep_values: bool = False
-) -> QuantizedInput:
-    """`reference.quantize_input` with the codes in the order of `in_halves`: x [M, K] → codes int8 [M, K].
-
-    Args:
-        keep_values: a low-rank branch needs x̂.
-    """
-    if transform.range is None and native.why_not(x.device, x.dtype) is None:
-        return _quantize_natively(x, transform, acts, halves, keep_values)
-    values = transform_input(x, transform)
-    scale, zero = input_grid(values, transform, acts)
-    kept = values if keep_values else None
-    if not halves:
-        return QuantizedInput(quantize(values, scale, acts.bits, zero), scale, zero, kept)
-    smallest, largest = integer_range(acts.bits)
-    # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
-    ratio = (values / scale).round_()
-    ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
-    rows, columns = ratio.shape
-    codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
-    codes.copy_(ratio.view(rows, columns // 2, 2).mT)
-    return QuantizedInput(codes.view(rows, columns), scale, zero, kept, halves=True)
-
-
-def _quantize_natively(
-    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep_values: bool
-) -> QuantizedInput:
-    channel, values = transform.scale, None
-    if transform.left is not None or keep_values:
-        x, channel = transform_input(x, transform), None
-        values = x if keep_values else None
-    clip = 1.0 if transform.clip is None else float(transform.clip)
-    codes, scale, zero = native.quantize_rows(x, channel, clip, acts.bits, acts.symmetric, acts.groups, halves)
-    return QuantizedInput(codes, scale, zero, values, halves)
-
-
-def in_natural_order(inputs: QuantizedInput) -> QuantizedInput:
-    """The same input with its codes taken out of the order of halves."""
-    rows, columns = inputs.codes.shape
-    return inputs._replace(codes=inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns), halves=False)
-
-
 def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tensor:
     """int32 [N, words] → int8 [N, K], columns in the order of `in_halves`."""
     if not halves:
@@ -134,39 +71,95 @@ def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tens
     return out.sub_(8).view(torch.int8).view(-1, columns)
 
 
-def multiply(
-    inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, dtype: torch.dtype
-) -> Tensor:
-    """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
-    rows, columns = inputs.codes.shape
-    groups = max(inputs.scale.shape[1], weight.scale.shape[1])
-    codes = unpack_weight(weight.packed, weight.bits, columns, inputs.halves)
-    coded = CodedWeight(codes, weight.scale, weight.zero)
-    declined = why_not_int_mm(codes.device, weight.bits, codes.shape[0], columns // groups)
-    product = integer_product if declined else _int_mm
-    middle = None
-    if low_rank is not None:
-        middle = low_rank_input(in_natural_order(inputs) if inputs.halves and low_rank.on_codes else inputs, low_rank)
-        up = low_rank.up.float().mT
+class TorchBackend:
+    """The path of last resort, which takes everything; where the native code is there, it does what surrounds the product."""
 
-    out = torch.empty(rows, codes.shape[0], dtype=dtype, device=codes.device)
-    if groups == 1 and weight.zero_point is None and not declined and native.why_not(codes.device, dtype) is None:
-        _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), out)
+    name = "torch"
+
+    def missing(self) -> str | None:
+        """Never."""
+        return None
+
+    def about(self) -> str:
+        """The library's product."""
+        return "torch._int_mm"
+
+    def why_not_quantize(self, problem: Problem) -> str | None:
+        """Never."""
+        return None
+
+    def why_not_multiply(self, problem: Problem) -> str | None:
+        """Never: what `why_not_int_mm` declines is left to the definition."""
+        return None
+
+    def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
+        """`reference.quantize_input` with the codes in the order of `in_halves`."""
+        keep = problem.low_rank > 0 and not problem.low_rank_on_codes
+        halves = in_halves(problem.weight_bits, problem.columns, problem.groups)
+        own = self.name if halves else None
+        if native.why_not(x.device, x.dtype) is None:
+            layout = native.HALVES if halves else native.NATURAL
+            return quantize_rows(x, transform, problem, layout, keep)._replace(backend=own)
+        values = transform_input(x, transform)
+        scale, zero = input_grid(values, transform, problem.acts)
+        kept = values if keep else None
+        if not halves:
+            return QuantizedInput(quantize(values, scale, problem.acts.bits, zero), scale, zero, kept)
+        smallest, largest = integer_range(problem.acts.bits)
+        # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
+        ratio = (values / scale).round_()
+        ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
+        rows, columns = ratio.shape
+        codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
+        codes.copy_(ratio.view(rows, columns // 2, 2).mT)
+        return QuantizedInput(codes.view(rows, columns), scale, zero, kept, backend=own)
+
+    def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
+        """Out of the order of halves."""
+        rows, columns = inputs.codes.shape
+        codes = inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns)
+        return inputs._replace(codes=codes, backend=None)
+
+    def multiply(
+        self,
+        inputs: QuantizedInput,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        low_rank: LowRank | None,
+        problem: Problem,
+    ) -> Tensor:
+        """One product for each group, its sums scaled, branch and bias added, in chunks of rows."""
+        rows, columns = inputs.codes.shape
+        halves = inputs.backend == self.name
+        codes = unpack_weight(weight.packed, weight.bits, columns, halves)
+        coded = CodedWeight(codes, weight.scale, weight.zero)
+        declined = why_not_int_mm(codes.device, weight.bits, codes.shape[0], columns // problem.groups)
+        product = integer_product if declined else _int_mm
+        middle = None
+        if low_rank is not None:
+            plain = self.natural(inputs, problem) if halves and low_rank.on_codes else inputs
+            middle = low_rank_input(plain, low_rank)
+            up = low_rank.up.float().mT
+
+        out = torch.empty(rows, codes.shape[0], dtype=problem.dtype, device=codes.device)
+        simple = problem.groups == 1 and weight.zero_point is None and not declined
+        if simple and native.why_not(codes.device, problem.dtype) is None:
+            _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), out)
+            return out
+
+        def part(own: slice) -> Tensor:
+            chosen = QuantizedInput(
+                inputs.codes[own], inputs.scale[own], None if inputs.zero is None else inputs.zero[own], None
+            )
+            y = scaled_product(chosen, coded, product)
+            if middle is not None:
+                y = y.add_(middle[own] @ up)
+            return y if bias is None else y.add_(bias.float())
+
+        for start in range(0, rows, CHUNK_ROWS):
+            own = slice(start, min(start + CHUNK_ROWS, rows))
+            out[own] = part(own)
         return out
-
-    def part(own: slice) -> Tensor:
-        chosen = QuantizedInput(
-            inputs.codes[own], inputs.scale[own], None if inputs.zero is None else inputs.zero[own], None
-        )
-        y = scaled_product(chosen, coded, product)
-        if middle is not None:
-            y = y.add_(middle[own] @ up)
-        return y if bias is None else y.add_(bias.float())
-
-    for start in range(0, rows, CHUNK_ROWS):
-        own = slice(start, min(start + CHUNK_ROWS, rows))
-        out[own] = part(own)
-    return out
 
 
 def _multiply_natively(

@@ -8,9 +8,13 @@ from torch import Tensor, nn
 from s2q.checkpoint import SchemeSpec, tensor_layout
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.quantizer import group_count
-from s2q.runtime.integer import PackedWeight, float_weight, in_halves, multiply, quantize_input
+from s2q.runtime.backend import PackedWeight, Problem
+from s2q.runtime.dispatch import choose, multiply, quantize_input
+from s2q.runtime.integer import float_weight
 from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
+
+_TRANSFORM = tuple(f"input_{name}" for name in InputTransform._fields)
 
 
 class SharedInput:
@@ -70,16 +74,25 @@ class QuantLinear(nn.Linear):
             "bias", _frozen(torch.empty(out_features, dtype=dtype, device=device)) if bias else None
         )
         self.shared_input: SharedInput | None = None
+        # G of the tokens; a stored range is one for all of them.
+        self.act_groups = 1 if scheme.input_range else group_count(in_features, scheme.act_group_size)
+        self._asked = (
+            in_features,
+            out_features,
+            ActFormat(scheme.act_bits or WEIGHT_ONLY, scheme.symmetric_acts, self.act_groups),
+            scheme.weight_bits,
+            scheme.symmetric_weights,
+            group_count(in_features, scheme.group_size),
+            scheme.factors(in_features) if scheme.kronecker else None,
+            scheme.input_range,
+            scheme.low_rank,
+            scheme.low_rank_on_codes,
+        )
 
     @property
     def weight(self) -> Tensor:
         """The packed weight, int32: adapters ask it for its device."""
         return self.weight_packed
-
-    @property
-    def act_groups(self) -> int:
-        """G of the tokens; a stored range is one for all of them."""
-        return 1 if self.scheme.input_range else group_count(self.in_features, self.scheme.act_group_size)
 
     def packed_tensors(self) -> dict[str, Tensor]:
         """Name → tensor of everything but the bias, as `s2q.checkpoint.check_linear` takes it."""
@@ -87,12 +100,20 @@ class QuantLinear(nn.Linear):
 
     def input_transform(self) -> InputTransform:
         """What is done to the input before it is rounded."""
-        return InputTransform(*(getattr(self, f"input_{name}", None) for name in InputTransform._fields))
+        # Read past `nn.Module`'s attributes, whose look-up takes longer than a small product.
+        own = self._parameters
+        return InputTransform(*map(own.get, _TRANSFORM))
 
     def packed_weight(self) -> PackedWeight:
         """The weight as it is stored."""
-        zero_point = getattr(self, "weight_zero_point", None)
-        return PackedWeight(self.weight_packed, self.weight_scale, zero_point, self.scheme.weight_bits)
+        own = self._parameters
+        return PackedWeight(
+            own["weight_packed"], own["weight_scale"], own.get("weight_zero_point"), self.scheme.weight_bits
+        )
+
+    def problem(self, x: Tensor) -> Problem:
+        """What is asked of a backend for `x` [M, K]."""
+        return Problem(x.device, x.dtype, x.shape[0], *self._asked)
 
     def low_rank(self) -> LowRank | None:
         """The branch beside the codes, if there is one."""
@@ -120,23 +141,16 @@ class QuantLinear(nn.Linear):
                 scheme.low_rank_on_codes,
             )
         else:
-            y = multiply(self.quantized_input(x), self.packed_weight(), self.bias, self.low_rank(), x.dtype)
-        return y.view(*x.shape[:-1], self.out_features)
+            flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+            choice = choose(self.problem(flat))
 
-    def quantized_input(self, x: Tensor) -> QuantizedInput:
-        """Transform and quantize `x` [..., K], or take it from a linear of the group that just did."""
+            def make() -> QuantizedInput:
+                return quantize_input(choice, flat, self.input_transform())
 
-        def make() -> QuantizedInput:
-            scheme = self.scheme
-            return quantize_input(
-                x.reshape(-1, self.in_features),
-                self.input_transform(),
-                ActFormat(scheme.act_bits, scheme.symmetric_acts, self.act_groups),
-                in_halves(scheme.weight_bits, self.in_features, max(self.act_groups, self.weight_scale.shape[1])),
-                keep_values=scheme.low_rank > 0,
-            )
-
-        return make() if self.shared_input is None else self.shared_input.get(x, make)
+            inputs = make() if self.shared_input is None else self.shared_input.get(x, make)
+            own = self._parameters
+            y = multiply(choice, inputs, self.packed_weight(), own["bias"], self.low_rank())
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Every `.to`, `.half`, `.cuda` comes here: scales, transforms and branches move, but are never cast.

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.kronecker import kronecker_apply
-from s2q.runtime.integer import PackedWeight, float_weight, in_halves, multiply, quantize_input, weight_only
+from s2q.runtime.backend import PackedWeight, Problem
+from s2q.runtime.dispatch import choose, multiply, quantize_input, weight_only
+from s2q.runtime.integer import float_weight
 from s2q.runtime.reference import ActFormat, InputTransform, LowRank, transform_input
 
 WEIGHT_ONLY = 0
@@ -37,10 +39,22 @@ def quantized_linear(
     low_rank = None if low_rank_down is None else LowRank(low_rank_down, low_rank_up, low_rank_on_codes)
     if act_bits == WEIGHT_ONLY:
         return weight_only(transform_input(x, transform), weight, bias, low_rank).to(x.dtype)
-    acts = ActFormat(act_bits, symmetric_acts, act_groups)
-    halves = in_halves(weight_bits, x.shape[1], max(act_groups, weight_scale.shape[1]))
-    inputs = quantize_input(x, transform, acts, halves, keep_values=low_rank is not None)
-    return multiply(inputs, weight, bias, low_rank, x.dtype)
+    asked = Problem(
+        x.device,
+        x.dtype,
+        *x.shape,
+        packed.shape[0],
+        ActFormat(act_bits, symmetric_acts, act_groups),
+        weight_bits,
+        weight_zero_point is None,
+        weight_scale.shape[1],
+        None if input_left is None else (input_left.shape[0], input_right.shape[0]),
+        input_range is not None,
+        0 if low_rank is None else low_rank_down.shape[0],
+        low_rank_on_codes,
+    )
+    choice = choose(asked)
+    return multiply(choice, quantize_input(choice, x, transform), weight, bias, low_rank)
 
 
 @quantized_linear.register_fake

@@ -54,8 +54,8 @@ class QuantizedInput(NamedTuple):
     """float32 whole numbers, of the same shape; None is symmetric"""
     values: Tensor | None = None
     """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
-    halves: bool = False
-    """Whether the codes stand as (even columns, odd columns), see `s2q.runtime.integer.in_halves`"""
+    backend: str | None = None
+    """Name of the backend in whose own order the codes stand; None is the natural one"""
 
 
 class CodedWeight(NamedTuple):

@@ -1,63 +1,96 @@
-/* The library's interface: each call goes to the code for this machine's instruction set; see rowwise.c. */
+/* The library's interface: each call goes to the code for one instruction set, the best this machine has unless told otherwise. */
 #include <stdint.h>
+#include <string.h>
+
+#include "tasks.h"
 
 #define API __attribute__((visibility("default")))
 
-#define QUANTIZE(set)                                                                                               \
-    int s2q_quantize_rows_##set(const void *, int, int64_t, int64_t, int64_t, const float *, float, int, int, int8_t *, \
-                                float *, float *)
-#define UNPACK(set) void s2q_unpack_halves_##set(const uint8_t *, int64_t, int64_t, int8_t *)
-#define SCALE(set)                                                                                                  \
-    int s2q_scale_sums_##set(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *,      \
-                             const int32_t *, const float *, int, void *)
+typedef struct {
+    const char *name;
+    int (*quantize)(const quantize_task *, int64_t, int64_t);
+    int (*multiply)(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
+    void (*unpack_halves)(const uint8_t *, int64_t, int64_t, int8_t *);
+    int (*scale_sums)(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *, const int32_t *,
+                      const float *, int, void *);
+} functions;
 
-QUANTIZE(baseline);
-UNPACK(baseline);
-SCALE(baseline);
+#define DECLARE(set)                                                                                                  \
+    int s2q_quantize_##set(const quantize_task *, int64_t, int64_t);                                                  \
+    int s2q_multiply_##set(const multiply_task *, int64_t, int64_t, int64_t, int64_t);                                \
+    void s2q_unpack_halves_##set(const uint8_t *, int64_t, int64_t, int8_t *);                                        \
+    int s2q_scale_sums_##set(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *,        \
+                             const int32_t *, const float *, int, void *);
+#define OF(set, name) {name, s2q_quantize_##set, s2q_multiply_##set, s2q_unpack_halves_##set, s2q_scale_sums_##set}
+
+DECLARE(baseline)
 #ifdef X86
-QUANTIZE(avx2);
-UNPACK(avx2);
-SCALE(avx2);
-QUANTIZE(avx512);
-UNPACK(avx512);
-SCALE(avx512);
-
-static int has_avx512(void) {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-}
-
-static int has_avx2(void) { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
-
-#define PICK(name, ...)                                                 \
-    (has_avx512()  ? s2q_##name##_avx512(__VA_ARGS__)                   \
-     : has_avx2() ? s2q_##name##_avx2(__VA_ARGS__)                      \
-                  : s2q_##name##_baseline(__VA_ARGS__))
-#else
-#define PICK(name, ...) s2q_##name##_baseline(__VA_ARGS__)
+DECLARE(avx2)
+DECLARE(avx512)
+DECLARE(vnni)
 #endif
 
-/* Increase whenever a signature changes. */
-API int s2q_version(void) { return 1; }
-
-API const char *s2q_instruction_set(void) {
+/* Best last. */
+static const functions sets[] = {
+    OF(baseline, "baseline"),
 #ifdef X86
-    return has_avx512() ? "AVX-512" : has_avx2() ? "AVX2" : "baseline";
+    OF(avx2, "AVX2"),
+    OF(avx512, "AVX-512"),
+    OF(vnni, "AVX-512 VNNI"),
+#endif
+};
+enum { SETS = sizeof sets / sizeof *sets };
+
+static int best(void) {
+#ifdef X86
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
+        !__builtin_cpu_supports("avx512cd"))
+        return 1;
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
 #else
-    return "baseline";
+    return 0;
 #endif
 }
 
-API int s2q_quantize_rows(const void *x, int dtype, int64_t rows, int64_t columns, int64_t groups, const float *channel,
-                          float clip, int bits, int halves, int8_t *codes, float *scale, float *zero) {
-    return PICK(quantize_rows, x, dtype, rows, columns, groups, channel, clip, bits, halves, codes, scale, zero);
+static const functions *chosen;
+
+static const functions *own(void) {
+    if (!chosen) chosen = &sets[best()];
+    return chosen;
+}
+
+/* Increase whenever a signature or a task changes. */
+API int s2q_version(void) { return 3; }
+
+API const char *s2q_instruction_set(void) { return own()->name; }
+
+/* Name of set `index`, from the plainest to the best that this machine has; NULL beyond. */
+API const char *s2q_set_name(int index) { return index >= 0 && index <= best() ? sets[index].name : NULL; }
+
+/* Use the set of this name from now on, or the best for NULL. Returns 0, or 1 if this machine has none of that name. */
+API int s2q_use(const char *name) {
+    for (int i = best(); i >= 0; i--)
+        if (!name || strcmp(name, sets[i].name) == 0) {
+            chosen = &sets[i];
+            return 0;
+        }
+    return 1;
+}
+
+API int s2q_quantize(const quantize_task *task, int64_t first, int64_t last) { return own()->quantize(task, first, last); }
+
+API int s2q_multiply(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
+                     int64_t tile_last) {
+    return own()->multiply(task, panel_first, panel_last, tile_first, tile_last);
 }
 
 API void s2q_unpack_halves(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
-    PICK(unpack_halves, packed, rows, columns, codes);
+    own()->unpack_halves(packed, rows, columns, codes);
 }
 
 API int s2q_scale_sums(const int32_t *sums, int64_t rows, int64_t columns, const float *scale, const float *weight_scale,
                        const int32_t *zero, const int32_t *weight_sum, const float *bias, int dtype, void *out) {
-    return PICK(scale_sums, sums, rows, columns, scale, weight_scale, zero, weight_sum, bias, dtype, out);
+    return own()->scale_sums(sums, rows, columns, scale, weight_scale, zero, weight_sum, bias, dtype, out);
 }

@@ -1,8 +1,9 @@
-"""Call the native code: tensors in, tensors out, rows shared out over torch's number of threads."""
+"""Load the native code and call it: work shared out over torch's number of threads, tensors by their addresses."""
 
 import ctypes
 import importlib.util
 import os
+import struct
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -10,18 +11,19 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 1
-MODULE = "s2q.runtime.native._rowwise"
+VERSION = 3
+MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-# Values below which a second thread costs more than it saves.
+# Orders of the codes, rows of a tile and outputs of a panel, as in lanes.h and product.c.
+NATURAL, HALVES, TILES = 0, 1, 2
+TILE, PANEL = 8, 32
+# Operations of a pass over the values below which a second thread costs more than it saves.
 WORTH_A_THREAD = 1 << 18
 
-_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_POINTER, _SIZE, _INT, _TASK = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
 _SIGNATURES = {
-    "s2q_quantize_rows": (
-        (_POINTER, _INT, _SIZE, _SIZE, _SIZE, _POINTER, _FLOAT, _INT, _INT, _POINTER, _POINTER, _POINTER),
-        _INT,
-    ),
+    "s2q_quantize": ((_TASK, _SIZE, _SIZE), _INT),
+    "s2q_multiply": ((_TASK, _SIZE, _SIZE, _SIZE, _SIZE), _INT),
     "s2q_unpack_halves": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
     "s2q_scale_sums": (
         (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
@@ -29,12 +31,20 @@ _SIGNATURES = {
     ),
     "s2q_version": ((), _INT),
     "s2q_instruction_set": ((), ctypes.c_char_p),
+    "s2q_set_name": ((_INT,), ctypes.c_char_p),
+    "s2q_use": ((ctypes.c_char_p,), _INT),
 }
+# Fields of tasks.h, all of 64 bits: first what the problem says, then what the tensors say.
+NINE, ELEVEN = struct.Struct("=9q"), struct.Struct("=11q")
 
 
 @cache
 def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none."""
+    """The library, or why there is none.
+
+    Raises:
+        ValueError: S2Q_INSTRUCTION_SET names a set that this machine does not have.
+    """
     found = importlib.util.find_spec(MODULE)
     if found is None or found.origin is None:
         return "not built: there was no C compiler when s2q was installed"
@@ -47,26 +57,26 @@ def _load() -> ctypes.CDLL | str:
         return f"cannot be loaded: {error}"
     if library.s2q_version() != VERSION:
         return f"of version {library.s2q_version()}, this s2q wants {VERSION}: install s2q again"
+    wanted = os.environ.get("S2Q_INSTRUCTION_SET")
+    if wanted and library.s2q_use(wanted.encode()):
+        raise ValueError(f"S2Q_INSTRUCTION_SET is {wanted!r}: this machine has {', '.join(_sets(library))}")
     return library
 
 
 def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     """None if the native code takes tensors of this kind, else the reason why not.
 
-    The variable S2Q_BACKEND decides beforehand: `torch` leaves the native code out, `native` demands it.
+    The variable S2Q_BACKEND decides beforehand: `torch` and `triton` leave the native code out, `native` demands it.
 
     Raises:
         RuntimeError: it is demanded, and is not there.
-        ValueError: another value of the variable.
     """
     wanted = os.environ.get("S2Q_BACKEND", "")
-    if wanted not in ("", "native", "torch"):
-        raise ValueError(f"S2Q_BACKEND is {wanted!r}: allowed are native and torch, or nothing")
-    if wanted == "torch":
-        return "S2Q_BACKEND is torch"
+    if wanted in ("torch", "triton"):
+        return f"S2Q_BACKEND is {wanted}"
     library = _load()
     if isinstance(library, str):
-        if wanted:
+        if wanted == "native":
             raise RuntimeError(f"S2Q_BACKEND is native, but the native code is {library}")
         return library
     if device.type != "cpu":
@@ -75,35 +85,69 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 
 def instruction_set() -> str | None:
-    """What the native code uses here; None if it is not there."""
+    """What the native code uses here; None if it is not there. S2Q_INSTRUCTION_SET names another one of `instruction_sets`."""
     library = _load()
     return None if isinstance(library, str) else library.s2q_instruction_set().decode()
 
 
-def quantize_rows(
-    x: Tensor, channel: Tensor | None, clip: float, bits: int, symmetric: bool, groups: int, halves: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """x · channel, [M, K] float32 or bfloat16, quantized: codes int8 [M, K], step sizes and zero points float32 [M, G].
+def instruction_sets() -> list[str]:
+    """What the native code could use on this machine, the plainest first; empty if it is not there."""
+    library = _load()
+    return [] if isinstance(library, str) else _sets(library)
+
+
+def _sets(library: ctypes.CDLL) -> list[str]:
+    names = map(library.s2q_set_name, range(len(_SIGNATURES)))
+    return [name.decode() for name in names if name is not None]
+
+
+def use(name: str | None) -> None:
+    """Take another one of `instruction_sets` from now on; None is the best."""
+    if _load().s2q_use(None if name is None else name.encode()):
+        raise ValueError(f"there is no instruction set {name!r} here: there are {', '.join(instruction_sets())}")
+
+
+def address(tensor: Tensor | None) -> int:
+    """Address of a contiguous tensor's values; 0 for None."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _row(tensor: Tensor, index: int) -> int:
+    return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
+
+
+def tiles_of(rows: int) -> int:
+    """In how many tiles the native code holds this many rows."""
+    return -(-rows // TILE)
+
+
+def tile_start(rows: int, index: int) -> int:
+    """The first row of a tile: rows are shared out evenly, as in lanes.h."""
+    tiles = tiles_of(rows)
+    return index * (rows // tiles) + min(index, rows % tiles)
+
+
+def quantize(task: bytes, tiles: int, work: int) -> None:
+    """Call `s2q_quantize` with a `quantize_task` of tasks.h.
 
     Args:
-        channel: float32 [K], or None.
-        halves: codes stand as (even columns, odd columns); wants G = 1 and an even K.
+        tiles: tiles of the rows.
+        work: operations of the whole, to judge how many threads are worth it.
     """
-    x = x.contiguous()
-    rows, columns = x.shape
-    codes = torch.empty(rows, columns, dtype=torch.int8)
-    scale = torch.empty(rows, groups)
-    zero = None if symmetric else torch.empty(rows, groups)
-    channel = None if channel is None else channel.contiguous()
-    function = _load().s2q_quantize_rows
+    function = _load().s2q_quantize
+    share(lambda start, stop: function(task, start, stop), tiles, work)
 
-    def part(start: int, stop: int) -> int:
-        own = [_at(tensor, start) for tensor in (codes, scale, zero)]
-        sizes = (KINDS[x.dtype], stop - start, columns, groups)
-        return function(_at(x, start), *sizes, _at(channel), clip, bits, halves, *own)
 
-    _over_rows(part, rows, columns)
-    return codes, scale, zero
+def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None:
+    """Call `s2q_multiply` with a `multiply_task` of tasks.h, for tiles `first` to `last` and all panels.
+
+    Threads take panels each, or tiles where panels are few.
+    """
+    function = _load().s2q_multiply
+    if panels >= 4 * torch.get_num_threads():
+        share(lambda start, stop: function(task, start, stop, first, last), panels, work)
+    else:
+        share(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, work)
 
 
 def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
@@ -112,10 +156,10 @@ def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
     function = _load().s2q_unpack_halves
 
     def part(start: int, stop: int) -> int:
-        function(_at(packed, start), stop - start, out.shape[1], _at(out, start))
+        function(_row(packed, start), stop - start, out.shape[1], _row(out, start))
         return 0
 
-    _over_rows(part, *out.shape)
+    share(part, out.shape[0], out.numel())
     return out
 
 
@@ -143,15 +187,11 @@ def scale_sums(
     function = _load().s2q_scale_sums
 
     def part(start: int, stop: int) -> int:
-        given = (_at(scale, start), _at(weight_scale), _at(zero, start), _at(weight_sum), _at(bias))
-        return function(_at(sums, start), stop - start, columns, *given, KINDS[out.dtype], _at(out, start))
+        own = None if zero is None else _row(zero, start)
+        given = (_row(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
+        return function(_row(sums, start), stop - start, columns, *given, KINDS[out.dtype], _row(out, start))
 
-    _over_rows(part, rows, columns)
-
-
-def _at(tensor: Tensor | None, row: int = 0) -> int | None:
-    """Address of a row of a contiguous tensor."""
-    return None if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+    share(part, rows, sums.numel())
 
 
 @cache
@@ -159,10 +199,17 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="s2q")
 
 
-def _over_rows(part: Callable[[int, int], int], rows: int, columns: int) -> None:
-    """Call `part` on ranges of rows that together are all of them; it returns 0, or 1 if there is no memory."""
-    threads = min(torch.get_num_threads(), max(1, rows * columns // WORTH_A_THREAD), max(1, rows))
-    bounds = [rows * index // threads for index in range(threads + 1)]
-    done = map(part, bounds[:-1], bounds[1:]) if threads == 1 else _pool().map(part, bounds[:-1], bounds[1:])
-    if any(list(done)):
-        raise MemoryError("no memory for a row of the quantized input")
+def share(part: Callable[[int, int], int], count: int, work: int) -> None:
+    """Call `part` on ranges that together are `count`, on as many threads as `work` is worth.
+
+    Raises:
+        MemoryError: a `part` returned other than 0.
+    """
+    threads = 1 if work < 2 * WORTH_A_THREAD else min(torch.get_num_threads(), work // WORTH_A_THREAD, count)
+    if threads <= 1:
+        failed = count > 0 and part(0, count)
+    else:
+        bounds = [count * index // threads for index in range(threads + 1)]
+        failed = any(list(_pool().map(part, bounds[:-1], bounds[1:])))
+    if failed:
+        raise MemoryError("no memory for the scratch of the native code")

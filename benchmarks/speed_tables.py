@@ -1,0 +1,69 @@
+"""Tables of docs/speed.md from the results of efficiency.py, growth.py and peers.py; results_page.py fills them in."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _lines(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+def _threads(made: Mapping[str, Any]) -> str:
+    return f"{made['threads']} thread" + ("s" if made["threads"] > 1 else "")
+
+
+def efficiency(made: Mapping[str, Any]) -> str:
+    """Storage, memory and time of one step, float against packed (the paper's Table 5)."""
+    heads = ["", "weights, GiB", "peak memory, GiB", "one step, s", "× float32", "× bfloat16", "in attention"]
+    rows = [
+        [
+            f"`{name}` {made['bits']}" if "float" not in name else name,
+            f"{row['weight_bytes'] / 2**30:.2f}",
+            f"{row['peak_bytes'] / 2**30:.2f}",
+            f"{row['step_seconds']:.2f}",
+            f"{row['faster_than_float32']:.2f}",
+            f"{row['faster_than_bfloat16']:.2f}",
+            f"{row['attention_share']:.0%}",
+        ]
+        for name, row in made["rows"].items()
+    ]
+    said = f"{made['model']}, {made['tokens']} tokens, batch {made['batch']}, {_threads(made)}, {made['capability']}."
+    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+
+
+def growth(made: Mapping[str, Any]) -> str:
+    """Measured points, and what the curve through all but the last said of the last."""
+    rows = []
+    for name, study in made["studies"].items():
+        *known, last = study["points"]
+        points = ", ".join(f"{point['size']}: {point['seconds']:.3g} s" for point in known)
+        rows.append(
+            [
+                name,
+                points,
+                f"{last['size']}: {study['foretold_seconds']:.3g} s",
+                f"{last['seconds']:.3g} s",
+                f"{study['relative_error']:+.0%}",
+            ]
+        )
+    heads = ["cost against", "measured", "foretold", "measured", "off by"]
+    return f"{_lines(heads, rows)}\n\n{made['recipe']}, {_threads(made)}. `{made['command']}`\n"
+
+
+def peers(made: Mapping[str, Any]) -> str:
+    """Speed over bfloat16, bytes and error of each library's linear; what could not be had, below."""
+    shapes, names = made["shapes"], {name: None for shape in made["shapes"] for name in shape["rows"]}
+    heads = ["", *(f"{shape['k']} → {shape['n']}, M = {shape['m']}" for shape in shapes), "bytes, of bfloat16", "error"]
+    rows = []
+    for name in names:
+        own = [shape["rows"].get(name) for shape in shapes]
+        cells = ["—" if row is None else f"{row['over_bfloat16']:.2f}×" for row in own]
+        row, plain = own[0], shapes[0]["rows"]["torch bfloat16"]
+        rest = ["—", "—"]
+        if row is not None:
+            rest = [f"{row['bytes'] / plain['bytes']:.2f}", f"{row['relative_error']:.1e}"]
+        rows.append([name, *cells, *rest])
+    refused = {name: why for shape in shapes for name, why in shape["refused"].items()}
+    said = "".join(f"- {name} could not be had: `{why}`\n" for name, why in refused.items())
+    used = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
+    return f"{_lines(heads, rows)}\n\n{said}\n{used}; {_threads(made)}, {made['capability']}. `{made['command']}`\n"

@@ -1,0 +1,50 @@
+/* The interface of int8 attention: each call goes to the code for this machine's instruction set; see attention.c. */
+#include "attention.h"
+
+#define API __attribute__((visibility("default")))
+
+typedef int part(const struct attention *, int64_t, int64_t);
+
+struct set {
+    const char *name;
+    part *pack, *run;
+};
+
+#define DECLARE(set) part s2q_attention_pack_##set, s2q_attention_run_##set
+#define ENTRY(set, name) {name, s2q_attention_pack_##set, s2q_attention_run_##set}
+
+DECLARE(baseline);
+#ifdef X86
+DECLARE(avx2);
+DECLARE(avx512);
+DECLARE(vnni);
+static const struct set SETS[] = {ENTRY(baseline, "baseline"), ENTRY(avx2, "AVX2"), ENTRY(avx512, "AVX-512"), ENTRY(vnni, "AVX-512 VNNI")};
+
+static int best(void) {
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+        !__builtin_cpu_supports("avx512dq"))
+        return 1;
+    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+}
+#else
+static const struct set SETS[] = {ENTRY(baseline, "baseline")};
+
+static int best(void) { return 0; }
+#endif
+
+/* Increase whenever a signature or the structure changes. */
+API int s2q_attention_version(void) { return 1; }
+
+/* How many sets this machine can run, worst first. */
+API int s2q_attention_sets(void) { return best() + 1; }
+
+API const char *s2q_attention_set(int set) { return SETS[set].name; }
+
+API int s2q_attention_pack(const struct attention *a, int set, int64_t start, int64_t stop) {
+    return SETS[set].pack(a, start, stop);
+}
+
+API int s2q_attention_run(const struct attention *a, int set, int64_t start, int64_t stop) {
+    return SETS[set].run(a, start, stop);
+}

@@ -1,0 +1,253 @@
+"""The backend in C: quantization with its transform in one pass, and a product that reads the weights as they are packed."""
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2q.numerics.packing import packed_width
+from s2q.runtime.backend import PackedWeight, Problem
+from s2q.runtime.native import library
+from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, TILE, TILES, address
+from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
+
+# Values of the branch's output [M, N] that are made at a time.
+MOST_BRANCH = 1 << 22
+
+
+class Plan(NamedTuple):
+    """What follows from a problem alone, worked out once: M rows, G groups of the tokens and P of the product.
+
+    An input in tiles is one piece of memory, which is one allocation a call; the offsets in it are in bytes.
+    """
+
+    zero: int
+    """float32 [M, G], behind the step sizes, which come first"""
+    sums: int
+    """int32 [M, P], Σ (code − zero)"""
+    codes: int
+    """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
+    end: int
+    tiles: int
+    panels: int
+    quantize_work: int
+    multiply_work: int
+    """of a tile"""
+    multiply_task: bytes
+    """the first nine fields"""
+
+
+def _plan(problem: Problem) -> Plan:
+    plan = problem.notes.get("native")
+    if plan is None:
+        _, dtype, rows, columns, outputs, (_, symmetric, groups), bits, *_ = problem
+        parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
+        zero = 4 * rows * groups
+        sums = zero if symmetric else 2 * zero
+        codes = -(-(sums + 4 * rows * parts) // 64) * 64
+        words = packed_width(columns, bits)
+        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype])
+        plan = problem.notes["native"] = Plan(
+            *(zero, sums, codes, codes + rows * _width(columns, parts)),
+            *(library.tiles_of(rows), -(-outputs // PANEL)),
+            *(rows * columns * (1 + (n1 + n2) // 8), TILE * outputs * columns // 64),
+            NINE.pack(*known),
+        )
+    return plan
+
+
+class TiledInput(NamedTuple):
+    """A quantized input as the native product takes it."""
+
+    memory: Tensor
+    """int8 [plan.end]"""
+    values: Tensor | None
+    """float32 [M, K], x̂ before rounding, kept for low-rank branches that take it"""
+    backend: str = "native"
+
+
+def quantize_rows(
+    x: Tensor, transform: InputTransform, problem: Problem, layout: int, keep_values: bool = False
+) -> QuantizedInput:
+    """x [M, K] float32 or bfloat16, transformed and quantized, codes in the order `NATURAL` or `HALVES`."""
+    rows, columns = x.shape
+    groups = problem.acts.groups
+    scale = torch.empty(rows, groups)
+    zero = None if problem.acts.symmetric else torch.empty(rows, groups)
+    values = torch.empty(rows, columns) if keep_values else None
+    codes = torch.empty(rows, columns, dtype=torch.int8)
+    _quantize(x, transform, problem, layout, address(codes), address(scale), address(zero), 0, address(values))
+    return QuantizedInput(codes, scale, zero, values)
+
+
+def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: int, *targets: int) -> None:
+    """Targets: addresses of codes, scale, zero, sums and values."""
+    plan, notes = _plan(problem), problem.notes
+    known = notes.get(layout)
+    if known is None:
+        (bits, _, groups), (n1, n2) = problem.acts, problem.kronecker or (0, 0)
+        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, bits, layout)
+        known = notes[layout] = NINE.pack(*sizes)
+    # Kept in names until the call is over: the task holds addresses.
+    x, transform = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform]
+    given = [0 if t is None else t.data_ptr() for t in transform]
+    library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), plan.tiles, plan.quantize_work)
+
+
+def _width(columns: int, parts: int) -> int:
+    """Columns of a row in tiles: each group filled up to a multiple of eight."""
+    return parts * (-(-(columns // parts) // 8) * 8)
+
+
+def from_tiles(codes: Tensor, columns: int, parts: int) -> Tensor:
+    """int8 in tiles → int8 [M, K] in natural order."""
+    rows, width = codes.shape
+    tiles = max(1, library.tiles_of(rows))
+    more = rows % tiles
+    cut = more * (rows // tiles + 1)
+    pieces = []
+    for part, count in ((codes[:cut], more), (codes[cut:], tiles - more)):
+        high = part.shape[0] // max(1, count)
+        eights = part.reshape(count, width // 8, 2, high, 4)  # tile, eight, half, row, column of the half
+        pieces.append(eights.permute(0, 3, 1, 4, 2).reshape(part.shape[0], width))
+    return torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
+
+
+def to_tiles(codes: Tensor, parts: int) -> Tensor:
+    """The inverse of `from_tiles`."""
+    rows, columns = codes.shape
+    width = _width(columns, parts)
+    spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
+    spread[:, :, : columns // parts] = codes.view(rows, parts, -1)
+    tiles = max(1, library.tiles_of(rows))
+    more = rows % tiles
+    cut = more * (rows // tiles + 1)
+    pieces = []
+    for part, count in ((spread[:cut], more), (spread[cut:], tiles - more)):
+        high = part.shape[0] // max(1, count)
+        eights = part.reshape(count, high, width // 8, 4, 2)
+        pieces.append(eights.permute(0, 2, 4, 1, 3).reshape(part.shape[0], width))
+    return torch.cat(pieces)
+
+
+class NativeBackend:
+    """See the module's docstring; memory beside the tensors is one panel of the weight a thread, 16 to 32 bytes · K."""
+
+    name = "native"
+
+    def missing(self) -> str | None:
+        """Why the native code is not there, if it is not."""
+        found = library._load()
+        return found if isinstance(found, str) else None
+
+    def about(self) -> str:
+        """The instruction set."""
+        return f"C, {library.instruction_set()}"
+
+    def why_not_quantize(self, problem: Problem) -> str | None:
+        """None on the CPU in float32 and bfloat16."""
+        return library.why_not(problem.device, problem.dtype)
+
+    def why_not_multiply(self, problem: Problem) -> str | None:
+        """None where it is the fastest, or is demanded."""
+        declined = library.why_not(problem.device, problem.dtype)
+        if declined is not None or os.environ.get("S2Q_BACKEND") == self.name:
+            return declined
+        if library.instruction_set() == "baseline":
+            return "without AVX2 its product is slower than torch._int_mm"
+        plain = problem.groups == 1 and problem.symmetric_weights
+        if plain and torch.cpu._is_amx_tile_supported():
+            return "torch._int_mm has AMX here, the native product has not"
+        return None
+
+    def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> TiledInput:
+        """Codes in tiles, with their sums."""
+        plan = _plan(problem)
+        memory = torch.empty(plan.end, dtype=torch.int8)
+        values = None
+        if problem.low_rank and not problem.low_rank_on_codes:
+            values = torch.empty(problem.rows, problem.columns)
+        base = memory.data_ptr()
+        zero = 0 if problem.acts.symmetric else base + plan.zero
+        own = (base + plan.codes, base, zero, base + plan.sums, address(values))
+        _quantize(x, transform, problem, TILES, *own)
+        return TiledInput(memory, values)
+
+    def multiply(
+        self,
+        inputs: TiledInput | QuantizedInput,
+        weight: PackedWeight,
+        bias: Tensor | None,
+        low_rank: LowRank | None,
+        problem: Problem,
+    ) -> Tensor:
+        """The product, its scales, the branch and the bias, in one pass over the output."""
+        plan, rows, outputs = _plan(problem), problem.rows, problem.outputs
+        if inputs.backend is None:
+            inputs = _tiled(inputs, problem)
+        out = torch.empty(rows, outputs, dtype=problem.dtype)
+        if bias is not None and bias.dtype not in KINDS:
+            bias = bias.float()
+        # Kept in names until the call is over: the task holds addresses.
+        packed, scale, zero_point = weight.packed.contiguous(), weight.scale.contiguous(), weight.zero_point
+        if zero_point is not None:
+            zero_point = zero_point.contiguous()
+        base = inputs.memory.data_ptr()
+        bits, symmetric, _ = problem.acts
+        own = (
+            *(base + plan.codes, base, base + plan.zero if bits == 8 and not symmetric else 0, base + plan.sums),
+            *(packed.data_ptr(), scale.data_ptr(), address(zero_point)),
+            *((0, 0) if bias is None else (bias.data_ptr(), KINDS[bias.dtype])),
+        )
+
+        def run(first: int, last: int, branch: int) -> None:
+            task = plan.multiply_task + ELEVEN.pack(*own, branch, out.data_ptr())
+            library.multiply(task, first, last, plan.panels, (last - first) * plan.multiply_work)
+
+        if low_rank is None:
+            run(0, plan.tiles, 0)
+            return out
+        values = self.natural(inputs, problem) if low_rank.on_codes else inputs
+        middle, up = low_rank_input(values, low_rank), low_rank.up.float().mT
+        step = max(1, MOST_BRANCH // (outputs * TILE))
+        for first in range(0, plan.tiles, step):
+            last = min(first + step, plan.tiles)
+            start, stop = library.tile_start(rows, first), library.tile_start(rows, last)
+            branch = middle[start:stop] @ up
+            # As if the rows before were there too.
+            run(first, last, branch.data_ptr() - start * outputs * branch.element_size())
+        return out
+
+    def natural(self, inputs: TiledInput, problem: Problem) -> QuantizedInput:
+        """Out of the tiles, the zero points put back."""
+        memory, plan = inputs.memory, _plan(problem)
+        bits, symmetric, groups = problem.acts
+        rows, columns = problem.rows, problem.columns
+        codes = from_tiles(memory[plan.codes :].view(rows, -1), columns, problem.groups)
+        scale = memory[: plan.zero].view(torch.float32).view(rows, groups)
+        if symmetric:
+            return QuantizedInput(codes, scale, None, inputs.values)
+        zero = memory[plan.zero : plan.sums].view(torch.float32).view(rows, groups)
+        if bits < 8:
+            codes = codes + zero.to(torch.int8).repeat_interleave(columns // groups, 1)
+        return QuantizedInput(codes, scale, zero, inputs.values)
+
+
+def _tiled(inputs: QuantizedInput, problem: Problem) -> TiledInput:
+    """An input in natural order as `NativeBackend.quantize_input` would have made it."""
+    bits, symmetric, groups = problem.acts
+    rows, parts, plan = problem.rows, problem.groups, _plan(problem)
+    whole = inputs.codes.int()
+    if not symmetric:
+        whole = whole - inputs.zero.int().repeat_interleave(problem.columns // groups, 1)
+    sums = whole.view(rows, parts, -1).sum(-1, dtype=torch.int32)
+    codes = to_tiles(inputs.codes if bits == 8 else whole.to(torch.int8), parts)
+    memory = torch.empty(plan.end, dtype=torch.int8)
+    pieces = [(0, inputs.scale), (plan.sums, sums), (plan.codes, codes)]
+    if not symmetric:
+        pieces.append((plan.zero, inputs.zero))
+    for start, piece in pieces:
+        data = piece.contiguous().view(torch.int8).flatten()
+        memory[start : start + data.numel()] = data
+    return TiledInput(memory, inputs.values)

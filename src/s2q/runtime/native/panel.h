@@ -1,0 +1,218 @@
+/* PANEL outputs of a packed weight in the order of the vector registers, in a scratch of the size of a cache.
+ *
+ * Weights are read as they are stored and brought into that order at each pass over the rows. 4-bit ones by moving words of
+ * eight codes, unpacked in registers: low nibbles are columns 0, 2, 4, 6 of eight, high ones 1, 3, 5, 7. Others, and groups
+ * that are no multiple of eight, as bytes.
+ */
+#ifndef S2Q_PANEL_H
+#define S2Q_PANEL_H
+
+#include "lanes.h"
+#include "tasks.h"
+
+enum { PANEL = 32, VECTORS = PANEL / LANES };
+
+/* sum + Σ of the four products of unsigned bytes u and signed bytes c in each lane. `small` says that u < 128. */
+INLINE ints dot(ints sum, ints u, ints c, const int small) {
+#if defined(__AVX512VNNI__)
+    (void)small;
+    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)u, (__m512i)c);
+#elif LANES == 4
+    (void)small;
+    UNROLL
+    for (int byte = 0; byte < 32; byte += 8) sum += (u >> byte & 255) * ((c << (24 - byte)) >> 24);
+    return sum;
+#else
+    /* Pairs are summed in 16 bits: 2 · 127 · 128 fits, and so does the highest bit's own product. */
+#if LANES == 16
+#define PAIRS(u) (ints) _mm512_madd_epi16(_mm512_maddubs_epi16((__m512i)(u), (__m512i)c), _mm512_set1_epi16(1))
+#else
+#define PAIRS(u) (ints) _mm256_madd_epi16(_mm256_maddubs_epi16((__m256i)(u), (__m256i)c), _mm256_set1_epi16(1))
+#endif
+    if (small) return sum + PAIRS(u);
+    return sum + PAIRS(u & 0x7f7f7f7f) + PAIRS(u & (int32_t)0x80808080);
+#endif
+}
+
+typedef struct {
+    uint8_t *weights;   /* [eights of columns][PANEL] words, or [eights][2][PANEL] words of bytes */
+    float *scale;       /* [weight_groups][PANEL] */
+    int32_t *offset;    /* v: [weight_groups or 1][PANEL] */
+    int32_t *sums;      /* Σ u: [parts][PANEL] */
+    float *bias;        /* [PANEL] */
+    int64_t eights;     /* of columns in a part */
+    int nibbles, offsets_in_groups;
+} panel;
+
+/* Code `index` of a stream of codes, as it is packed. */
+INLINE uint32_t code_at(const uint8_t *stream, int64_t index, int64_t bits) {
+    const int64_t bit = index * bits, byte = bit >> 3, at = bit & 7;
+    uint32_t value = stream[byte];
+    if (at + bits > 8) value |= (uint32_t)stream[byte + 1] << 8;
+    return value >> at & ((1u << bits) - 1);
+}
+
+/* Code n of column g of zero points, which are packed along n: words [·, groups]. */
+static int32_t zero_at(const uint32_t *packed, int64_t groups, int64_t g, int64_t n, int64_t bits) {
+    const int64_t bit = n * bits, word = bit >> 5, at = bit & 31;
+    uint64_t value = packed[word * groups + g];
+    if (at + bits > 32) value |= (uint64_t)packed[(word + 1) * groups + g] << 32;
+    return (int32_t)(value >> at & ((1u << bits) - 1));
+}
+
+/* Sixteen words of sixteen rows, from rows `stride` bytes apart to columns `jump` bytes apart. */
+#if LANES == 16
+static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t jump) {
+    __m512i a[16], b[16];
+    UNROLL
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * stride);
+    UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    UNROLL
+    for (int i = 0; i < 16; i += 4) {
+        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
+        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
+        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
+        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
+    }
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+    }
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        _mm512_storeu_si512(to + jump * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+        _mm512_storeu_si512(to + jump * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+    }
+}
+
+/* `take_bytes` of sixteen rows of 8-bit codes, 64 columns at a time: returns the eights done. */
+static int64_t turn_bytes(const uint8_t *from, int64_t stride, int64_t eights, uint8_t *to) {
+    /* Bytes of a word as (0, 2, 1, 3). */
+    const __m512i order = _mm512_set4_epi32(0x0f0d0e0c, 0x0b090a08, 0x07050604, 0x03010200);
+    const __m512i low = _mm512_set1_epi32(0xffff);
+    int64_t e = 0;
+    for (; e + 8 <= eights; e += 8) {
+        uint8_t turned[16 * 64];
+        turn_words(from + 8 * e, stride, turned, 64);
+        for (int i = 0; i < 8; i++) {
+            const __m512i first = _mm512_shuffle_epi8(_mm512_loadu_si512(turned + 128 * i), order);
+            const __m512i second = _mm512_shuffle_epi8(_mm512_loadu_si512(turned + 128 * i + 64), order);
+            uint8_t *eight = to + 8 * PANEL * (e + i);
+            _mm512_storeu_si512(eight, _mm512_or_si512(_mm512_and_si512(first, low), _mm512_slli_epi32(second, 16)));
+            _mm512_storeu_si512(eight + 4 * PANEL,
+                                _mm512_or_si512(_mm512_srli_epi32(first, 16), _mm512_andnot_si512(low, second)));
+        }
+    }
+    return e;
+}
+#endif
+
+/* 4-bit codes of `outputs` rows: word w of row n to word (w, n) of the panel. */
+static void take_nibbles(const uint8_t *rows, int64_t stride, int64_t count, int64_t outputs, uint8_t *to) {
+    int64_t n = 0;
+#if LANES == 16
+    for (; n + 16 <= outputs; n += 16) {
+        int64_t w = 0;
+        for (; w + 16 <= count; w += 16) turn_words(rows + n * stride + 4 * w, stride, to + 4 * (w * PANEL + n), 4 * PANEL);
+        for (; w < count; w++)
+            for (int64_t i = n; i < n + 16; i++) memcpy(to + 4 * (w * PANEL + i), rows + i * stride + 4 * w, 4);
+    }
+#endif
+    for (int64_t from = 0; from < count; from += 16)
+        for (int64_t i = n; i < outputs; i++)
+            for (int64_t w = from; w < count && w < from + 16; w++)
+                memcpy(to + 4 * (w * PANEL + i), rows + i * stride + 4 * w, 4);
+}
+
+/* Any codes: eight columns of row n to bytes (0, 2, 4, 6) of word (eight, 0, n) and (1, 3, 5, 7) of word (eight, 1, n). */
+static void take_bytes(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
+    const int64_t bits = task->bits, length = task->columns / task->parts, row = task->words * 4;
+    const uint32_t mask = (1u << bits) - 1;
+    int64_t done = 0, whole = 0; /* eights of all parts in the first `done` rows */
+#if LANES == 16
+    if (bits == 8 && length % 8 == 0)
+        for (; done + 16 <= outputs; done += 16)
+            whole = turn_bytes(task->packed + (first + done) * row, row, own->eights * task->parts,
+                               own->weights + 4 * done);
+#endif
+    for (int64_t i = 0; i < outputs; i++) {
+        const uint8_t *stream = task->packed + (first + i) * row;
+        for (int64_t p = 0; p < task->parts; p++)
+            for (int64_t e = 0; e < own->eights; e++) {
+                if (i < done && p * own->eights + e < whole) continue;
+                uint8_t *to = own->weights + 8 * PANEL * (p * own->eights + e) + 4 * i;
+                const int64_t k = p * length + 8 * e, left = length - 8 * e, at = (k * bits) >> 3;
+                uint8_t codes[8] = {0};
+                if (left >= 8 && (k * bits & 7) == 0 && at + 8 <= row) {
+                    uint64_t word;
+                    memcpy(&word, stream + at, 8);
+                    UNROLL
+                    for (int j = 0; j < 8; j++) codes[j] = (uint8_t)(word >> (j * bits) & mask);
+                } else {
+                    for (int64_t j = 0; j < 8 && j < left; j++) codes[j] = (uint8_t)code_at(stream, k + j, bits);
+                }
+                UNROLL
+                for (int j = 0; j < 8; j++) to[4 * PANEL * (j & 1) + (j >> 1)] = codes[j];
+            }
+    }
+}
+
+INLINE ints weights_at(const uint8_t *eight, int half, int v, const int nibbles) {
+    if (!nibbles) return ints_at(eight + 4 * PANEL * half + 4 * LANES * v);
+    const ints both = ints_at(eight + 4 * LANES * v);
+    return (half ? both >> 4 : both) & 0x0f0f0f0f;
+}
+
+INLINE void add_up(panel *own, int64_t parts, const int nibbles) {
+    const int64_t size = nibbles ? 4 * PANEL : 8 * PANEL;
+    for (int64_t p = 0; p < parts; p++)
+        for (int v = 0; v < VECTORS; v++) {
+            ints sum = all_ints(0);
+            for (int64_t e = 0; e < own->eights; e++)
+                for (int half = 0; half < 2; half++) {
+                    const ints u = weights_at(own->weights + size * (p * own->eights + e), half, v, nibbles);
+                    sum = dot(sum, u, all_ints(0x01010101), nibbles);
+                }
+            memcpy(own->sums + p * PANEL + v * LANES, &sum, sizeof sum);
+        }
+}
+
+/* Everything about outputs [first, first + outputs) into the panel; outputs beyond are zeros. */
+static void take_panel(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
+    const int64_t groups = task->weight_groups, row = task->words * 4;
+    const int64_t eights = own->eights * task->parts;
+    if (outputs < PANEL) memset(own->weights, 0, (own->nibbles ? 4 : 8) * PANEL * eights);
+    if (own->nibbles)
+        take_nibbles(task->packed + first * row, row, eights, outputs, own->weights);
+    else
+        take_bytes(task, first, outputs, own);
+    for (int64_t g = 0; g < groups; g++)
+        for (int64_t i = 0; i < PANEL; i++)
+            own->scale[g * PANEL + i] = i < outputs ? task->weight_scale[(first + i) * groups + g] : 0.0f;
+    for (int64_t g = 0; g < (own->offsets_in_groups ? groups : 1); g++)
+        for (int64_t i = 0; i < PANEL; i++)
+            own->offset[g * PANEL + i] = !task->weight_zero ? 1 << (task->bits - 1)
+                                         : i < outputs ? zero_at(task->weight_zero, groups, g, first + i, task->bits)
+                                                       : 0;
+    for (int64_t i = 0; i < PANEL; i++) {
+        float value = 0.0f;
+        if (task->bias && i < outputs)
+            value = task->bias_dtype == FLOAT32 ? ((const float *)task->bias)[first + i]
+                                                : widened(((const uint16_t *)task->bias)[first + i]);
+        own->bias[i] = value;
+    }
+    if (!task->zero) return;
+    if (own->nibbles)
+        add_up(own, task->parts, 1);
+    else
+        add_up(own, task->parts, 0);
+}
+
+#endif

@@ -1,0 +1,177 @@
+/* The integer product: coded tokens in tiles times packed weights, with groups, zero points, bias and rounding of the output.
+ *
+ *   y = Σ_p float(Σ_k c_k u_k − v · Σ_k c_k) · Δ_a · Δ_w + branch + bias
+ *
+ * where c are the codes of the tokens without their zero point, u = w + 2^(b−1) the weight's codes as they are packed, and
+ * v = z_w + 2^(b−1). The inner sum is exact in int32 and equals Σ (a − z_a)(w − z_w), so these are the bits of
+ * s2q/runtime/reference.py: every float operation in its order, each rounded. Codes of 8 bits keep their zero point, which
+ * z_a · Σ_k (u_k − v) = z_a · Σ_k u_k − z_a · v · K takes off; sums[] holds Σ (a − z_a), so that only z_a · Σ_k u_k is left to do.
+ */
+#include "panel.h"
+
+/* Rows of a tile whose sums stay in registers. */
+#if LANES == 16
+enum { ROWS = 8 };
+#elif LANES == 8
+enum { ROWS = 2 };
+#else
+enum { ROWS = 1 };
+#endif
+/* Bytes of codes that panels pass over before the next ones are taken, and the fewest rows of such a block. */
+enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
+
+INLINE void put_shorts(uint16_t *to, floats value) {
+    words bits;
+    memcpy(&bits, &value, sizeof bits);
+    const words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, odd = (words)(value != value);
+    const shorts narrow = __builtin_convertvector((rounded & ~odd) | (odd & 0x7fc0u), shorts);
+    memcpy(to, &narrow, sizeof narrow);
+}
+
+/* Vector v of the panel's part of a row, of which `outputs` values are wanted, to position `at` of the output. */
+INLINE void finish(const multiply_task *task, const panel *own, floats y, int v, int64_t at, int64_t outputs) {
+    const int64_t left = outputs - v * LANES, count = left < LANES ? left : LANES, to = at + v * LANES;
+    float wide[LANES];
+    uint16_t narrow[LANES];
+    if (task->branch) {
+        memcpy(wide, task->branch + to, count * sizeof(float));
+        y += floats_at(wide);
+    }
+    if (task->bias) y += floats_at(own->bias + v * LANES);
+    if (task->dtype == FLOAT32) {
+        float *out = (float *)task->out + to;
+        put_floats(count == LANES ? out : wide, y);
+        if (count < LANES) memcpy(out, wide, count * sizeof(float));
+    } else {
+        uint16_t *out = (uint16_t *)task->out + to;
+        put_shorts(count == LANES ? out : narrow, y);
+        if (count < LANES) memcpy(out, narrow, count * sizeof(uint16_t));
+    }
+}
+
+/* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
+ * `single` says that there is one part. */
+INLINE void multiply_rows(const int rows, const int nibbles, const int single, const multiply_task *task,
+                          const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
+                          int64_t outputs) {
+    float y[ROWS][PANEL];
+    const uint8_t *weights = own->weights;
+    const int64_t parts = single ? 1 : task->parts, step = 4 * high;
+    if (!single)
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) put_floats(&y[r][v * LANES], all_floats(-0.0f));
+    for (int64_t p = 0; p < parts; p++) {
+        ints sums[ROWS][VECTORS];
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = all_ints(0);
+        for (int64_t e = 0; e < own->eights; e++) {
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    const ints u = weights_at(weights, half, v, nibbles);
+                    UNROLL
+                    for (int r = 0; r < rows; r++) {
+                        int32_t four;
+                        memcpy(&four, codes + 4 * r, 4);
+                        sums[r][v] = dot(sums[r][v], u, all_ints(four), nibbles);
+                    }
+                }
+                codes += step;
+            }
+            weights += nibbles ? 4 * PANEL : 8 * PANEL;
+        }
+        const int64_t at = task->groups == 1 ? 0 : p, column = task->weight_groups == 1 ? 0 : p;
+        const float *scale = own->scale + column * PANEL;
+        const int32_t *offset = own->offset + (own->offsets_in_groups ? column * PANEL : 0);
+        UNROLL
+        for (int r = 0; r < rows; r++) {
+            const int64_t m = first + r;
+            const ints sum = all_ints(task->sums[m * parts + p]);
+            const floats delta = all_floats(task->scale[m * task->groups + at]);
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) {
+                ints total = sums[r][v] - ints_at(offset + v * LANES) * sum;
+                if (task->zero)
+                    total -= ints_at(own->sums + p * PANEL + v * LANES) *
+                             all_ints((int32_t)task->zero[m * task->groups + at]);
+                const floats part = __builtin_convertvector(total, floats) * delta * floats_at(scale + v * LANES);
+                if (!single)
+                    put_floats(&y[r][v * LANES], floats_at(&y[r][v * LANES]) + part);
+                else if (v * LANES < outputs)
+                    finish(task, own, part, v, m * task->outputs + output, outputs);
+            }
+        }
+    }
+    if (single) return;
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < VECTORS && v * LANES < outputs; v++)
+            finish(task, own, floats_at(&y[r][v * LANES]), v, (first + r) * task->outputs + output, outputs);
+}
+
+#define MULTIPLY_ROWS(rows, nibbles, single) \
+    multiply_rows(rows, nibbles, single, task, own, codes, high, first, output, outputs)
+#define CASE(rows)                                                          \
+    case rows:                                                              \
+        if (own->nibbles && task->parts == 1)                               \
+            MULTIPLY_ROWS(rows, 1, 1);                                      \
+        else if (own->nibbles)                                              \
+            MULTIPLY_ROWS(rows, 1, 0);                                      \
+        else                                                                \
+            MULTIPLY_ROWS(rows, 0, 0);                                      \
+        break;
+
+static void multiply_tile(const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first,
+                          int64_t output, int64_t outputs) {
+    for (int64_t r = 0; r < high; r += ROWS, first += ROWS, codes += 4 * ROWS)
+        switch (high - r < ROWS ? high - r : ROWS) {
+            CASE(1)
+#if LANES >= 8
+            CASE(2)
+#endif
+#if LANES == 16
+            CASE(3)
+            CASE(4)
+            CASE(5)
+            CASE(6)
+            CASE(7)
+            CASE(8)
+#endif
+        }
+}
+
+/* Outputs of panels [panel_first, panel_last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
+int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
+                             int64_t tile_last) {
+    const int64_t parts = task->parts, length = task->columns / parts, wide = padded(length), row = parts * wide;
+    panel own = {.eights = wide / 8, .nibbles = task->bits == 4 && length % 8 == 0};
+    own.offsets_in_groups = task->weight_zero && task->weight_groups > 1;
+    const int64_t groups = task->weight_groups, bytes = (own.nibbles ? 4 : 8) * PANEL * own.eights * parts;
+    void *whole;
+    own.weights = aligned_memory(bytes + 4 * PANEL * (2 * groups + parts + 1), &whole);
+    if (!own.weights) return 1;
+    own.scale = (float *)(own.weights + bytes);
+    own.offset = (int32_t *)(own.scale + groups * PANEL);
+    own.sums = own.offset + groups * PANEL;
+    own.bias = (float *)(own.sums + parts * PANEL);
+    int64_t block = BLOCK / row > BLOCK_LEAST ? BLOCK / row / TILE : BLOCK_LEAST / TILE;
+    const int64_t blocks = (tile_last - tile_first + block - 1) / block;
+    for (int64_t b = 0; b < blocks; b++) {
+        const int64_t from = tile_first + (tile_last - tile_first) * b / blocks;
+        const int64_t to = tile_first + (tile_last - tile_first) * (b + 1) / blocks;
+        for (int64_t p = panel_first; p < panel_last; p++) {
+            const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
+            take_panel(task, output, outputs, &own);
+            for (int64_t t = from; t < to; t++) {
+                const int64_t first = tile_start(task->rows, t), high = tile_start(task->rows, t + 1) - first;
+                multiply_tile(task, &own, task->codes + first * row, high, first, output, outputs);
+            }
+        }
+    }
+    free(whole);
+    return 0;
+}

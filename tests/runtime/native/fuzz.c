@@ -1,0 +1,102 @@
+/* Random shapes and schemes through every instruction set of this machine, for the sanitizers: each set must give the bits of the
+ * baseline, from memory of exactly the size it is promised. Takes the number of rounds; prints how many it did. */
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tasks.h"
+
+int s2q_use(const char *);
+const char *s2q_set_name(int);
+int s2q_quantize(const quantize_task *, int64_t, int64_t);
+int s2q_multiply(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
+
+static uint64_t state = 1;
+
+static uint32_t next(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 33);
+}
+
+static int64_t one_of(const int64_t *values, int count) { return values[next() % count]; }
+#define ONE_OF(...) one_of((const int64_t[]){__VA_ARGS__}, sizeof((const int64_t[]){__VA_ARGS__}) / sizeof(int64_t))
+
+static void *filled(size_t size) {
+    uint8_t *memory = malloc(size ? size : 1);
+    for (size_t i = 0; i < size; i++) memory[i] = (uint8_t)next();
+    return memory;
+}
+
+static float *floats(size_t count) {
+    float *memory = malloc(count * sizeof(float));
+    for (size_t i = 0; i < count; i++) memory[i] = (float)(int)(next() % 2001) / 1000.0f - 1.0f;
+    return memory;
+}
+
+static int round_trip(void) {
+    const int64_t rows = ONE_OF(1, 2, 7, 8, 9, 17), outputs = ONE_OF(1, 31, 32, 33, 70);
+    const int64_t parts = ONE_OF(1, 1, 2, 3), length = ONE_OF(1, 5, 8, 16, 40, 136), columns = parts * length;
+    const int64_t groups = next() % 2 ? parts : 1, weight_groups = groups == 1 ? parts : next() % 2 ? parts : 1;
+    const int64_t bits = ONE_OF(4, 6, 7, 8), weight_bits = ONE_OF(2, 3, 4, 4, 5, 8);
+    const int64_t wide = parts * ((length + 7) / 8 * 8), words = (columns * weight_bits + 31) / 32;
+    const int symmetric = next() % 2, narrow = next() % 2, kronecker = next() % 3 == 0;
+    const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32, tiles = (rows + 7) / 8;
+    float *x = floats(rows * columns), *channel = floats(columns), *left = floats(parts * parts);
+    float *right = floats(length * length), *branch = floats(rows * outputs), *bias = floats(outputs);
+    float *weight_scale = floats(outputs * weight_groups), clip = 0.9f;
+    uint16_t *low = malloc(rows * columns * 2);
+    for (int64_t i = 0; i < rows * columns; i++) {
+        uint32_t word;
+        memcpy(&word, &x[i], 4);
+        low[i] = (uint16_t)(word >> 16);
+    }
+    uint8_t *packed = filled(outputs * words * 4);
+    uint32_t *weight_zero = filled((outputs * weight_bits + 31) / 32 * weight_groups * 4);
+    const int with_zero = next() % 2, with_bias = next() % 2, with_branch = next() % 2;
+    void *first = NULL;
+    int failed = 0;
+    for (int set = 0; s2q_set_name(set); set++) {
+        s2q_use(s2q_set_name(set));
+        int8_t *codes = malloc(rows * wide);
+        float *scale = malloc(rows * groups * 4), *zero = malloc(rows * groups * 4), *values = malloc(rows * columns * 4);
+        int32_t *sums = malloc(rows * parts * 4);
+        void *out = malloc(rows * outputs * size);
+        const quantize_task coded = {
+            .dtype = narrow, .rows = rows, .columns = columns, .groups = groups, .parts = parts,
+            .n1 = kronecker ? parts : 0, .n2 = kronecker ? length : 0, .bits = bits, .layout = 2,
+            .x = narrow ? (void *)low : x, .channel = channel, .left = kronecker ? left : NULL, .right = right,
+            .clip = &clip, .codes = codes, .scale = scale, .zero = symmetric ? NULL : zero, .sums = sums,
+            .values = values};
+        failed |= s2q_quantize(&coded, 0, tiles);
+        const multiply_task product = {
+            .rows = rows, .columns = columns, .outputs = outputs, .groups = groups, .parts = parts, .words = words,
+            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .codes = codes, .scale = scale,
+            .zero = symmetric || bits < 8 ? NULL : zero, .sums = sums, .packed = packed, .weight_scale = weight_scale,
+            .weight_zero = with_zero ? weight_zero : NULL, .bias = with_bias ? bias : NULL,
+            .branch = with_branch ? branch : NULL, .out = out};
+        failed |= s2q_multiply(&product, 0, panels, 0, tiles);
+        /* Sums of the transform are fused where the set can, so their last bits may differ. */
+        if (!first)
+            first = out;
+        else {
+            failed |= !kronecker && memcmp(first, out, rows * outputs * size) != 0;
+            free(out);
+        }
+        free(codes), free(scale), free(zero), free(values), free(sums);
+    }
+    free(first), free(x), free(channel), free(left), free(right), free(branch), free(bias), free(weight_scale);
+    free(low), free(packed), free(weight_zero);
+    return failed;
+}
+
+int main(int count, char **arguments) {
+    const int rounds = count > 1 ? atoi(arguments[1]) : 100;
+    for (int i = 0; i < rounds; i++)
+        if (round_trip()) {
+            printf("round %d: an instruction set differs from the baseline\n", i);
+            return 1;
+        }
+    printf("%d rounds\n", rounds);
+    return 0;
+}

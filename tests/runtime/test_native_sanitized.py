@@ -1,0 +1,47 @@
+"""The native code under the address and undefined-behaviour sanitizers: random shapes, every instruction set."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import s2q.runtime.native
+
+SOURCES = Path(s2q.runtime.native.__file__).parent
+FUZZ = Path(__file__).parent / "native" / "fuzz.c"
+COMPILER = shutil.which("cc")
+FLAGS = ["-O0", "-g", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# As in CMakeLists.txt.
+SETS = {"baseline": [], "avx2": ["-march=haswell"], "avx512": ["-march=skylake-avx512"], "vnni": ["-march=cascadelake"]}
+
+
+def compiles(folder: Path) -> bool:
+    """Whether there is a compiler that knows the sanitizers, and the machine is one that all sets are for."""
+    probe = folder / "probe.c"
+    probe.write_text("int main(void) { return 0; }")
+    command = [COMPILER, *SANITIZE, str(probe), "-o", str(folder / "probe")]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(COMPILER is None or platform.machine() != "x86_64", reason="wants a C compiler on x86-64")
+@pytest.mark.skipif(not (SOURCES / "product.c").exists(), reason="installed without the sources")
+@pytest.mark.timeout(300)
+def test_no_read_or_write_goes_astray_on_any_instruction_set(tmp_path: Path) -> None:
+    if not compiles(tmp_path):
+        pytest.skip("the C compiler has no sanitizers")
+    objects = []
+    for name, march in SETS.items():
+        for part in ("input", "product", "around"):
+            objects.append(str(tmp_path / f"{name}-{part}.o"))
+            made = [COMPILER, *FLAGS, *SANITIZE, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]
+            subprocess.run([*made, "-o", objects[-1]], check=True)
+    program = str(tmp_path / "fuzz")
+    whole = [COMPILER, *FLAGS, *SANITIZE, "-DX86", "-I", str(SOURCES), str(FUZZ), str(SOURCES / "dispatch.c"), *objects]
+    subprocess.run([*whole, "-o", program, "-lm"], check=True)
+    done = subprocess.run([program, "100"], capture_output=True, text=True, env=os.environ | {"ASAN_OPTIONS": ""})
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout == "100 rounds\n"
