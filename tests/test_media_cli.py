@@ -47,6 +47,31 @@ def test_a_pipeline_of_images_runs_to_its_report_and_makes_a_clip(folder: Path, 
     assert read_clip(tmp_path / "a.mp4").std() > 0
 
 
+def test_a_pipeline_of_videos_is_planned_by_their_length_and_reused_with_the_same_videos(tmp_path: Path) -> None:
+    made = MEDIA_PIPELINES["cogvideox-v2v"]
+    folder, logs = made.save(tmp_path / "v2v"), tmp_path / "logs"
+    with_media(PROMPTS, ("video",), tmp_path)
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": prompt, "video": f"video-{number}.mp4"} for number, prompt in enumerate(PROMPTS)]
+    prompts.write_text("\n".join(map(json.dumps, lines)))
+    size = ("--steps", "4", "--height", "16", "--width", "16", "--device", "cpu")
+    sets = [word for change in CHEAP for word in ("--set", change)]
+    base = ["quantize", folder, *sets, *size]
+    finished = run_s2q([*base, "--prompts", prompts, "--keep-work", "-o", tmp_path / "base"], logs)
+    assert finished.status == 0, finished.err
+    again = [*base, "--set", "optim.epochs=0", "--reuse", tmp_path / "base", "-o", tmp_path / "again"]
+    finished = run_s2q(again, logs)
+    assert finished.status == 2
+    assert "give the same prompts with --prompts" in " ".join(finished.err.split())
+    finished = run_s2q([*again, "--prompts", prompts], logs)
+    assert finished.status == 0, finished.err
+    assert "trajectories" in finished.out
+    clip = ["generate", folder, "--transformer", tmp_path / "again", "--prompt", PROMPTS[0], "--attention", "int8"]
+    finished = run_s2q([*clip, *size, "--input", f"video={tmp_path / 'video-0.mp4'}", "-o", tmp_path / "a.mp4"], logs)
+    assert finished.status == 0, finished.err
+    assert read_clip(tmp_path / "a.mp4").std() > 0
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

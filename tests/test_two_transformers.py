@@ -18,6 +18,7 @@ from s2q.evaluation.video import read_clip
 from s2q.models.folder import PARTS, PipelineError
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 from s2q.progress import NoProgress
+from s2q.reuse import ReuseError
 from s2q.run import quantize
 from s2q.storage import read_json
 
@@ -84,6 +85,9 @@ def test_both_are_quantized_and_work_together_in_plain_diffusers(
         loaded[part] = WanTransformer3DModel.from_pretrained(made.folder)
         steps = {step for _, step in read_json(made.folder / PROVENANCE_NAME)["samples"]}
         assert max(steps) < opened(part).steps
+    again = cheap("s2q_vdit", "W4A6", "optim.epochs=0")
+    with pytest.raises(ReuseError, match=r"part \(transformer there, transformer_2 here\)"):
+        quantize(opened(PARTS[1]), again, tmp_path / "again", prompts=PROMPTS, reuse=tmp_path / PARTS[0])
     ours = {part: model.proj_out.weight for part, model in loaded.items()}
     assert torch.equal(ours["transformer_2"], 2 * ours["transformer"]), "each comes from its own files"
     clips = []
