@@ -63,6 +63,7 @@ def test_a_pipeline_with_images_gets_the_bits_of_the_folder_and_is_reused_with_t
     s2q.quantize(loaded, RECIPE, prompts=prompts, **made.call)
     base = s2q.quantize(made.open(folder), RECIPE, tmp_path / "out", prompts=prompts)
     assert_same_tensors(loaded.transformer, load_transformer(base.folder, torch.float32))
+    assert "pipeline_tag: image-to-video" in (base.folder / "README.md").read_text()
     rounded, reuse = cheap("s2q_vdit", "W4A6", "optim.epochs=0"), {"reuse": base.folder, **made.call}
     done = s2q.quantize(DiffusionPipeline.from_pretrained(folder), rounded, prompts=prompts, **reuse)
     assert "trajectories" in done.provenance["reused"]["taken"]

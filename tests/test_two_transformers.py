@@ -83,6 +83,7 @@ def test_both_are_quantized_and_work_together_in_plain_diffusers(
     for part in PARTS:
         made = quantize(opened(part), cheap("s2q_vdit", "W4A6"), tmp_path / part, prompts=PROMPTS)
         loaded[part] = WanTransformer3DModel.from_pretrained(made.folder)
+        assert f", {part}={part})" in (made.folder / "README.md").read_text()
         steps = {step for _, step in read_json(made.folder / PROVENANCE_NAME)["samples"]}
         assert max(steps) < opened(part).steps
     again = cheap("s2q_vdit", "W4A6", "optim.epochs=0")

@@ -11,6 +11,8 @@ from s2q.version import VERSION
 
 CARD_NAME = "README.md"
 _TEMPLATES = Path(__file__).parent / "templates"
+# The hub's tasks, by what diffusers calls the pipelines of each.
+_TAGS = {"ImageToVideo": "image-to-video", "VideoToVideo": "video-to-video"}
 
 
 def model_card(
@@ -20,6 +22,7 @@ def model_card(
     spec: QuantizationSpec,
     storage: Mapping[str, Any],
     report: Mapping[str, Any] | None = None,
+    part: str = "transformer",
 ) -> str:
     """The card as Markdown; nothing in it depends on the clock or the machine.
 
@@ -28,6 +31,7 @@ def model_card(
             None: a pipeline that a program had loaded itself.
         storage: as `s2q.package.Storage.to_dict` gives it.
         report: as `s2q evaluate` writes it into `report.json`; its figures are told.
+        part: which of the pipeline's transformers it is.
     """
     hub_id = source if source and is_hub_id(source) else None
     name = "".join(letter for letter in Path(source or "").name if letter.isprintable() and letter not in "`[]<>|")
@@ -42,6 +46,8 @@ def model_card(
         version=VERSION,
         model_class=model_class,
         pipeline_class=pipeline_class,
+        part=part,
+        tag=next((tag for words, tag in _TAGS.items() if words in pipeline_class), "text-to-video"),
         schemes=[_row(scheme) for scheme in spec.schemes],
         integers=any(scheme.act_bits is not None for scheme in spec.schemes),
         parts={name: tuple(sides) for name, sides in storage["parts"].items() if any(sides)},

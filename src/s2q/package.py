@@ -79,7 +79,8 @@ def write_transformer(
         noted |= {"versions": versions, "storage": storage.to_dict(), "pipeline_class": type(opened.pipe).__name__}
         write_json(unfinished / PROVENANCE_NAME, provenance | noted)
         source = None if opened.folder is None else opened.source
-        card = model_card(source, config["_class_name"], type(opened.pipe).__name__, spec, noted["storage"])
+        classes = config["_class_name"], type(opened.pipe).__name__
+        card = model_card(source, *classes, spec, noted["storage"], part=opened.part)
         (unfinished / CARD_NAME).write_text(card, encoding="utf-8")
     return storage
 
