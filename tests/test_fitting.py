@@ -5,7 +5,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tiny import CALL, cheap
+from tiny import CALL, PROMPTS, cheap
 
 from s2q.cli_work import fitting_stream
 from s2q.fitting import TooLargeError, choose_stream, free_disk, free_memory
@@ -55,7 +55,7 @@ def test_the_command_looks_unless_it_is_forced(tiny_pipeline: Path, tmp_path: Pa
 
     monkeypatch.setattr(fitting, "free_memory", lambda device: 1000)
     where = {"device": "cpu", "dtype": None, "stream": None}
-    given = (str(tiny_pipeline), cheap("s2q_vdit", "W4A6"), tmp_path / "out", dict(CALL))
+    given = (str(tiny_pipeline), cheap("s2q_vdit", "W4A6"), tmp_path / "out", dict(CALL), PROMPTS)
     with pytest.raises(TooLargeError, match="1000 B of memory"):
         fitting_stream(*given, **where)
     assert fitting_stream(*given, **where, force=True) is None

@@ -12,12 +12,15 @@ from diffusers import CogVideoXPipeline, CogVideoXTransformer3DModel, DiffusionP
 from peft import LoraConfig
 from tiny import CALL, PROMPTS, cheap, folder_bytes, make_inputs
 from tiny_families import FAMILIES
+from tiny_media import MEDIA_PIPELINES, with_media
 from torch import nn
 
 import s2q
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.media import Prompt, media_of
 from s2q.models.folder import PipelineError
 from s2q.models.pipelines import OpenPipeline, load_transformer
+from s2q.reuse import ReuseError
 from s2q.run import Quantized
 from s2q.runtime.linear import QuantLinear
 from s2q.runtime.refusals import UnsupportedError
@@ -46,6 +49,29 @@ def test_every_family_gets_the_bits_of_the_folder(
     s2q.quantize(loaded, RECIPE, prompts=PROMPTS, **FAMILIES[name].call)
     made = s2q.quantize(open_family(name), RECIPE, tmp_path / "out", prompts=PROMPTS)
     assert_same_tensors(loaded.transformer, load_transformer(made.folder, torch.float32))
+
+
+def test_a_pipeline_with_images_gets_the_bits_of_the_folder_and_is_reused_with_the_same_images_alone(
+    tmp_path: Path,
+) -> None:
+    made = MEDIA_PIPELINES["cogvideox-i2v"]
+    folder = made.save(tmp_path / "pipeline")
+    prompts = with_media(PROMPTS, made.media, tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(folder)
+    with pytest.raises(ValueError, match="wants image with each prompt"):
+        s2q.quantize(loaded, RECIPE, prompts=PROMPTS, **made.call)
+    s2q.quantize(loaded, RECIPE, prompts=prompts, **made.call)
+    base = s2q.quantize(made.open(folder), RECIPE, tmp_path / "out", prompts=prompts)
+    assert_same_tensors(loaded.transformer, load_transformer(base.folder, torch.float32))
+    assert "pipeline_tag: image-to-video" in (base.folder / "README.md").read_text()
+    rounded, reuse = cheap("s2q_vdit", "W4A6", "optim.epochs=0"), {"reuse": base.folder, **made.call}
+    done = s2q.quantize(DiffusionPipeline.from_pretrained(folder), rounded, prompts=prompts, **reuse)
+    assert "trajectories" in done.provenance["reused"]["taken"]
+    swapped = [
+        Prompt(prompt, image=media_of(other)["image"]) for prompt, other in zip(prompts, prompts[::-1], strict=True)
+    ]
+    with pytest.raises(ReuseError, match="prompts"):
+        s2q.quantize(DiffusionPipeline.from_pretrained(folder), rounded, prompts=swapped, **reuse)
 
 
 def test_it_is_saved_by_its_own_method_and_loads_as_the_folder_does(

@@ -14,9 +14,11 @@ from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 from s2q.assessment import evaluate
 from s2q.calibration.trajectory import record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.evaluation.video import read_clip
 from s2q.models.folder import PARTS, PipelineError
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 from s2q.progress import NoProgress
+from s2q.reuse import ReuseError
 from s2q.run import quantize
 from s2q.storage import read_json
 
@@ -81,8 +83,12 @@ def test_both_are_quantized_and_work_together_in_plain_diffusers(
     for part in PARTS:
         made = quantize(opened(part), cheap("s2q_vdit", "W4A6"), tmp_path / part, prompts=PROMPTS)
         loaded[part] = WanTransformer3DModel.from_pretrained(made.folder)
+        assert f", {part}={part})" in (made.folder / "README.md").read_text()
         steps = {step for _, step in read_json(made.folder / PROVENANCE_NAME)["samples"]}
         assert max(steps) < opened(part).steps
+    again = cheap("s2q_vdit", "W4A6", "optim.epochs=0")
+    with pytest.raises(ReuseError, match=r"part \(transformer there, transformer_2 here\)"):
+        quantize(opened(PARTS[1]), again, tmp_path / "again", prompts=PROMPTS, reuse=tmp_path / PARTS[0])
     ours = {part: model.proj_out.weight for part, model in loaded.items()}
     assert torch.equal(ours["transformer_2"], 2 * ours["transformer"]), "each comes from its own files"
     clips = []
@@ -119,3 +125,55 @@ def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, fold
     assert finished.status == 0, finished.err
     made = WanTransformer3DModel.from_pretrained(out).proj_out.weight
     assert torch.equal(made, WanTransformer3DModel.from_pretrained(folder / "transformer_2").proj_out.weight)
+
+
+def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both(folder: Path, tmp_path: Path) -> None:
+    size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
+    finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "none.json", *size], tmp_path / "logs")
+    assert "two transformers" in " ".join(finished.err.split())
+    commands = {
+        "plan": ["plan", folder, "--recipe", "rtn", "--part", "transformer_2"],
+        "high": ["run", folder, "--recipe", "rtn", "--part", "transformer", "--clips", "1", "-o", tmp_path / "high"],
+        "low": ["run", folder, "--recipe", "rtn", "--part", "transformer_2", "--clips", "1", "-o", tmp_path / "low"],
+    }
+    both = ["--transformer", tmp_path / "high" / "transformer", "--transformer-2", tmp_path / "low" / "transformer"]
+    commands |= {
+        "both": ["evaluate", folder, *both, "--clips", "1", "-o", tmp_path / "both"],
+        "second": ["evaluate", folder, *both[2:], "--clips", "1", "-o", tmp_path / "second"],
+        "clip": ["generate", folder, *both, "--prompt", PROMPTS[0], "-o", tmp_path / "clip.mp4"],
+    }
+    for name, command in commands.items():
+        json_file = [] if name == "high" else ["--json", tmp_path / f"{name}.json"]
+        finished = run_s2q([*command, *size, *json_file], tmp_path / "logs")
+        assert finished.status == 0, finished.err
+    errors = {
+        name: read_json(tmp_path / name / "report.json")["latent_error_by_step"][0]
+        for name in ("high", "low", "both", "second")
+    }
+    assert errors["second"] == errors["low"], "the same transformer, quantized by run and named to evaluate"
+    assert errors["low"][0] == 0 < errors["low"][-1], "the second has no part in the first step"
+    assert errors["both"][0] == errors["high"][0] > 0, "the second has no part in the first step"
+    assert errors["both"][-1] not in (errors["high"][-1], errors["low"][-1])
+    assert len(read_clip(tmp_path / "clip.mp4")) == 5
+
+
+def test_a_second_where_the_pipeline_has_none_is_refused(family_pipelines: dict[str, Path], tmp_path: Path) -> None:
+    command = [
+        "generate",
+        family_pipelines["wan"],
+        "--transformer-2",
+        tmp_path,
+        "--prompt",
+        "a",
+        "-o",
+        tmp_path / "a.mp4",
+    ]
+    finished = run_s2q([*command, "--device", "cpu"], tmp_path / "logs")
+    assert finished.status == 2
+    assert "has no transformer_2: it has transformer" in " ".join(finished.err.split())
+
+
+def test_evaluate_without_a_quantized_transformer_says_what_to_give(folder: Path, tmp_path: Path) -> None:
+    finished = run_s2q(["evaluate", folder, "--device", "cpu"], tmp_path / "logs")
+    assert finished.status == 2
+    assert "give --transformer, --transformer-2, or both" in " ".join(finished.err.split())

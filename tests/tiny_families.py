@@ -145,14 +145,9 @@ def make_ltx_inputs(batch: int = 2, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def make_ltx_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_ltx` into `folder`."""
-    torch.manual_seed(1)
-    tokenizer = tiny.make_tokenizer()
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    )
-    vae = AutoencoderKLLTXVideo(
+def make_ltx_vae() -> AutoencoderKLLTXVideo:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLLTXVideo(
         latent_channels=4,
         block_out_channels=(8, 8, 8, 8),
         decoder_block_out_channels=(8, 8, 8, 8),
@@ -162,6 +157,16 @@ def make_ltx_pipeline(folder: Path) -> Path:
         decoder_spatio_temporal_scaling=(True, True, False, False),
         patch_size=2,
     )
+
+
+def make_ltx_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_ltx` into `folder`."""
+    torch.manual_seed(1)
+    tokenizer = tiny.make_tokenizer()
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+    vae = make_ltx_vae()
     pipe = LTXPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
@@ -205,8 +210,8 @@ def make_wan_pipeline(folder: Path, **settings: Any) -> Path:
     return folder
 
 
-def make_hunyuan_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_hunyuan` into `folder`."""
+def make_llama() -> tuple[LlamaModel, PreTrainedTokenizerFast]:
+    """A text encoder of 24 channels and three layers, and a tokenizer that knows `tiny.WORDS`."""
     torch.manual_seed(1)
     vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *tiny.WORDS))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -221,6 +226,12 @@ def make_hunyuan_pipeline(folder: Path) -> Path:
             num_key_value_heads=2,
         )
     )
+    return text_encoder, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
+
+
+def make_hunyuan_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_hunyuan` into `folder`."""
+    text_encoder, tokenizer = make_llama()
     letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     letters |= {f"{letter}</w>": len(letters) + index for letter, index in letters.items()}
     letters |= {"<|startoftext|>": len(letters), "<|endoftext|>": len(letters) + 1}
@@ -240,7 +251,7 @@ def make_hunyuan_pipeline(folder: Path) -> Path:
     )
     pipe = HunyuanVideoPipeline(
         text_encoder=text_encoder,
-        tokenizer=PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>"),
+        tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
         tokenizer_2=CLIPTokenizer(vocab=letters, merges=[]),
         vae=vae,

@@ -1,7 +1,7 @@
 """A tiny random text-to-video pipeline around each transformer that one is tested with: for mechanics only."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLAllegro,
+    AutoencoderKLHunyuanVideo15,
     AutoencoderKLMochi,
+    ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
     DDIMScheduler,
     EulerAncestralDiscreteScheduler,
@@ -19,13 +21,15 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
-from tiny_families import SIZE, TEXT_LENGTH, make_wan_vae
+from tiny_families import SIZE, TEXT_LENGTH, make_llama, make_wan_vae
 from tiny_transformers import ARCHITECTURES, COGVIDEOX
 from torch import nn
-from transformers import T5Config, T5EncoderModel
+from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+
+from s2q.models.pipelines import OpenPipeline, open_pipeline
 
 
-def _make(name: str, **changes: Any) -> ModelMixin:
+def make(name: str, **changes: Any) -> ModelMixin:
     """The tiny transformer of a class, for a text encoder of 24 channels."""
     torch.manual_seed(0)
     config = next(architecture.config for architecture in ARCHITECTURES if architecture.name == name)
@@ -43,23 +47,37 @@ class TinyPipeline:
     call: Mapping[str, Any]
     latent: tuple[int, int, int]
     """Frames, height and width of one clip made with `call`."""
+    more: Callable[[], Mapping[str, Any]] = dict
+    """Further components, or others than tokenizer and text encoder of T5."""
+    media: tuple[str, ...] = ()
+    """What its prompts have beside words."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Attributes of the pipeline that its class sets, and that are too large for tests."""
 
-    def make(self, folder: Path) -> Path:
+    def save(self, folder: Path) -> Path:
         """Save it, complete, into `folder`."""
         torch.manual_seed(1)
         tokenizer = tiny.make_tokenizer()
         text_encoder = T5EncoderModel(
             T5Config(vocab_size=len(tokenizer), d_model=24, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
         )
-        pipe = getattr(diffusers, self.class_name)(
-            tokenizer=tokenizer,
-            text_encoder=text_encoder,
-            vae=self.vae(),
-            transformer=self.transformer(),
-            scheduler=self.scheduler(),
-        )
+        parts = {
+            "tokenizer": tokenizer,
+            "text_encoder": text_encoder,
+            "vae": self.vae(),
+            "transformer": self.transformer(),
+            "scheduler": self.scheduler(),
+        }
+        pipe = getattr(diffusers, self.class_name)(**parts | self.more())
         pipe.save_pretrained(folder)
         return folder
+
+    def open(self, folder: Path) -> OpenPipeline:
+        """Load what `save` saved, to be called with `call`."""
+        opened = open_pipeline(str(folder), **self.call)
+        for name, value in self.fixed.items():
+            setattr(opened.pipe, name, value)
+        return opened
 
 
 def _mochi_vae() -> AutoencoderKLMochi:
@@ -76,7 +94,26 @@ def _allegro_vae() -> AutoencoderKLAllegro:
     )
 
 
-def _unipc() -> UniPCMultistepScheduler:
+def _hunyuan_15_parts() -> dict[str, Any]:
+    text_encoder, tokenizer = make_llama()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
+    glyphs = T5EncoderModel(T5Config(vocab_size=384, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
+    return {
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "text_encoder_2": glyphs,
+        "tokenizer_2": ByT5Tokenizer(),
+        "guider": ClassifierFreeGuidance(guidance_scale=3.0),
+    }
+
+
+def _hunyuan_15_vae() -> AutoencoderKLHunyuanVideo15:
+    return AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(32, 32, 32), layers_per_block=1, spatial_compression_ratio=4
+    )
+
+
+def unipc() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
@@ -84,7 +121,7 @@ TEXT = {"max_sequence_length": TEXT_LENGTH}
 PIPELINES = {
     "cogvideox-1.5": TinyPipeline(
         "CogVideoXPipeline",
-        lambda: _make(
+        lambda: make(
             "CogVideoXTransformer3DModel",
             **COGVIDEOX | {"patch_size_t": 2, "use_rotary_positional_embeddings": True, "patch_bias": False},
         ),
@@ -99,23 +136,23 @@ PIPELINES = {
     "wan-vace": TinyPipeline(
         "WanVACEPipeline",
         # As many channels as the pipeline makes of a video and its mask; not as many control blocks as branches.
-        lambda: _make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
+        lambda: make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
         make_wan_vae,
-        _unipc,
+        unipc,
         SIZE | TEXT,
         (2, 4, 4),
     ),
     "skyreels-v2": TinyPipeline(
         "SkyReelsV2Pipeline",
-        lambda: _make("SkyReelsV2Transformer3DModel"),
+        lambda: make("SkyReelsV2Transformer3DModel"),
         make_wan_vae,
-        _unipc,
+        unipc,
         SIZE | TEXT,
         (2, 4, 4),
     ),
     "mochi": TinyPipeline(
         "MochiPipeline",
-        lambda: _make("MochiTransformer3DModel", text_embed_dim=24),
+        lambda: make("MochiTransformer3DModel", text_embed_dim=24),
         _mochi_vae,
         FlowMatchEulerDiscreteScheduler,
         SIZE | TEXT | {"num_frames": 7},
@@ -124,15 +161,33 @@ PIPELINES = {
     "allegro": TinyPipeline(
         "AllegroPipeline",
         # Rotary angles want heads that are a multiple of six wide.
-        lambda: _make("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
+        lambda: make("AllegroTransformer3DModel", attention_head_dim=12, cross_attention_dim=24),
         _allegro_vae,
         EulerAncestralDiscreteScheduler,
         SIZE | TEXT | {"num_frames": 24, "clean_caption": False},  # a whole tile of the VAE
         (6, 4, 4),
     ),
+    "hunyuan-1.5": TinyPipeline(
+        "HunyuanVideo15Pipeline",
+        lambda: make(
+            "HunyuanVideo15Transformer3DModel", in_channels=4 + 4 + 1
+        ),  # noise, an image's latents, their mask
+        _hunyuan_15_vae,
+        FlowMatchEulerDiscreteScheduler,
+        {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16, "num_frames": 5},
+        (2, 4, 4),
+        _hunyuan_15_parts,
+        fixed={
+            "tokenizer_max_length": 6,
+            "prompt_template_encode_start_idx": 0,
+            "system_message": "",
+            "tokenizer_2_max_length": 4,
+            "vision_num_semantic_tokens": 3,
+        },
+    ),
     "latte": TinyPipeline(
         "LattePipeline",
-        lambda: _make("LatteTransformer3DModel"),
+        lambda: make("LatteTransformer3DModel"),
         lambda: AutoencoderKL(
             latent_channels=4,
             block_out_channels=(8, 8, 8, 8),

@@ -10,6 +10,7 @@ from s2q.version import VERSION as __version__
 if TYPE_CHECKING:
     from s2q.assessment import evaluate
     from s2q.live import quantize
+    from s2q.media import Prompt
     from s2q.models.family import Family
     from s2q.models.pipelines import load_transformer, open_pipeline
     from s2q.planning import plan
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 # Name → module. Loaded when first asked for: whoever only loads a checkpoint need not wait for the rest.
 _ROOMS = {
     "Family": "s2q.models.family",
+    "Prompt": "s2q.media",
     "Recipe": "s2q.recipe",
     "evaluate": "s2q.assessment",
     "load_transformer": "s2q.models.pipelines",
@@ -32,6 +34,7 @@ _ROOMS = {
 
 __all__ = [
     "Family",
+    "Prompt",
     "Recipe",
     "__version__",
     "evaluate",

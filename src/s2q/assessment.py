@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from s2q.calibration.trajectory import as_one_call, calls_by_step
+from s2q.calibration.calls import as_one_call, calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
@@ -68,6 +68,7 @@ def evaluate(
     official: Official | None = None,
     official_quantized_only: bool = False,
     fps: float = FPS,
+    second: tuple[nn.Module, Path] | None = None,
     progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Evaluation:
     """Generate clips in pairs, measure, and write `metrics.json`, `report.json`, `report.html` and the clips into `out`.
@@ -86,8 +87,15 @@ def evaluate(
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
         fps: frames per second of every video written.
+        second: the quantized `transformer_2` that works together with `quantized`, and its folder.
+
+    Raises:
+        ValueError: prompts that the pipeline cannot be called with; those of VBench are words alone.
     """
     progress = as_progress(progress)
+    opened.check(prompts)
+    if official is not None:
+        opened.check(official.prompts)
     provenance = read_json(folder / PROVENANCE_NAME) or {}
     made_with = {
         "pipeline": opened.source if opened.folder is None else str(opened.folder.resolve()),
@@ -100,10 +108,14 @@ def evaluate(
     text = {part: model.config.quantization_config for part, model in opened.text_encoders.items()}
     if text:
         made_with["text_encoders"] = {part: fingerprint(config.to_dict()) for part, config in text.items()}
+    beside = None
+    if second is not None:
+        beside = second[0].eval()
+        made_with["second"] = fingerprint(read_json(second[1] / PROVENANCE_NAME) or {})
     Workspace.open(out / "clips", made_with)
     quantized.eval()
     remove_unfinished(out)
-    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress)
+    twins = make_twins(opened, quantized, prompts, seed, out / "clips", progress, beside)
     measured = [
         measure(Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents, t.step_errors)) for t in twins
     ]
@@ -163,6 +175,7 @@ def evaluate(
         report["vbench"] = vbench_scores(
             opened, quantized, official, out / "vbench",
             seed=seed, fps=fps, made_with=made_with, quantized_only=official_quantized_only, progress=progress,
+            second=beside,
         )  # fmt: skip
         _write(out, report, figures)
     return Evaluation(report, twins)
@@ -206,7 +219,7 @@ def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
         "scores": provenance["salience"],
         "timesteps": provenance["timesteps"],
         "chosen": provenance["samples"],
-        "prompts": provenance["prompts"],
+        "prompts": [noted if isinstance(noted, str) else noted["prompt"] for noted in provenance["prompts"]],
     }
 
 

@@ -11,6 +11,8 @@ from s2q.version import VERSION
 
 CARD_NAME = "README.md"
 _TEMPLATES = Path(__file__).parent / "templates"
+# The hub's tasks, by what diffusers calls the pipelines of each.
+_TAGS = {"ImageToVideo": "image-to-video", "VideoToVideo": "video-to-video"}
 
 
 def model_card(
@@ -46,6 +48,7 @@ def model_card(
         is_text=part.startswith("text_encoder"),
         model_class=model_class,
         pipeline_class=pipeline_class,
+        tag=next((tag for words, tag in _TAGS.items() if words in pipeline_class), "text-to-video"),
         schemes=[_row(scheme) for scheme in spec.schemes],
         integers=any(scheme.act_bits is not None for scheme in spec.schemes),
         parts={name: tuple(sides) for name, sides in storage["parts"].items() if any(sides)},

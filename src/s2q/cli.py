@@ -34,12 +34,12 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
+from s2q.cli_plan import plan
 from s2q.cli_push import push
-from s2q.cli_text import planned_text, quantize_text
+from s2q.cli_text import quantize_text
 from s2q.cli_videos import evaluate, generate
 from s2q.cli_work import (
     call_after,
-    chosen_recipe,
     comparison_prompts,
     earlier_of,
     evaluate_and_print,
@@ -49,7 +49,7 @@ from s2q.cli_work import (
     print_reused,
     write_summary,
 )
-from s2q.messages import USER_ERRORS, console, duration, errors, print_storage, size, table
+from s2q.messages import USER_ERRORS, console, errors, print_storage
 from s2q.ranks import speaks
 from s2q.recipes import DEFAULT
 from s2q.reproducible import ask_for_the_same_bits
@@ -62,13 +62,8 @@ app = typer.Typer(
 )
 
 
-app.command()(quantize_text)
-app.command()(compare)
-app.command()(bench)
-app.command()(export)
-app.command()(push)
-app.command()(generate)
-app.command()(evaluate)
+for command in (plan, quantize_text, compare, bench, export, push, generate, evaluate):
+    app.command()(command)
 
 
 def main() -> None:
@@ -103,50 +98,6 @@ def _interrupted(number: int, frame: Any) -> None:
 
 
 @app.command()
-def plan(
-    pipeline: Source,
-    bits: BitsOption = "W4A6",
-    recipe: RecipeOption = DEFAULT,
-    set_: Overrides = None,
-    steps: StepsOption = None,
-    height: HeightOption = None,
-    width: WidthOption = None,
-    num_frames: FramesOption = None,
-    device: DeviceOption = None,
-    layers: Annotated[bool, typer.Option("--layers", help="List every linear.")] = False,
-    json_file: JsonOption = None,
-) -> None:
-    """Tell what would be quantized, the size before and after, the memory and the time; loads no weights."""
-    from s2q.models.pipelines import default_call, locate
-    from s2q.planning import plan as make_plan
-
-    folder = locate(pipeline)
-    chosen = chosen_recipe(recipe, bits, set_)
-    call = {name: value for name, value in call_of(steps, None, height, width, num_frames).items() if value is not None}
-    made = make_plan(folder, chosen, default_call(pipeline, folder) | call, device or "cpu")
-    rows = {
-        "model": f"{made.model}, {made.parameters / 1e6:.1f} M parameters",
-        "recipe": f"{made.recipe} {made.bits}",
-        "quantized linears": f"{len(made.targets)}, {made.bits_per_block_weight:.2f} bits a weight",
-        "kept in floating point": f"{len(made.kept)} linears, and all norms, embeddings and biases",
-        "transformer before": size(made.float_bytes),
-        "transformer after": f"{size(made.quantized_bytes)} ({made.float_bytes / made.quantized_bytes:.2f}× smaller)",
-        "tokens a sample": f"{made.tokens}",
-        "calibration time, about": duration(sum(made.seconds.values())),
-        "calibration memory, about": f"{size(made.memory_bytes)}, {size(made.streamed_memory_bytes)} with --stream",
-        "work folder, about": f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream",
-    }
-    text_rows, text = planned_text(folder)
-    table(f"Plan for {pipeline}", rows | text_rows)
-    if layers:
-        for name, (n, k) in made.targets.items():
-            console.print(f"  quantize {name} [{n}, {k}]", markup=False, highlight=False)
-        for name, reason in made.kept.items():
-            console.print(f"  keep     {name}: {reason}", markup=False, highlight=False)
-    write_summary(json_file, made.to_dict() | text)
-
-
-@app.command()
 def quantize(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="The transformer folder to write.")],
@@ -174,10 +125,10 @@ def quantize(
     from s2q.run import quantize as run_quantize
 
     earlier = earlier_of(reuse)
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part, earlier)
     call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
     where = {"device": device, "dtype": dtype, "part": part}
-    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    stream = fitting_stream(pipeline, chosen, out, call, given, stream=stream, force=force, **where)
     opened = open_for(pipeline, stream=stream, transformer_alone=not chosen.needs_samples, **where, **call)
     opened.disposable_text = opened.stream is not None
     done = run_quantize(opened, chosen, out, prompts=given, seed=seed, reuse=earlier, progress=terminal_progress())
@@ -199,6 +150,9 @@ def run(
     recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     prompts: PromptsOption = None,
+    evaluation_prompts: Annotated[
+        Path | None, typer.Option("--evaluation-prompts", help="A file as --prompts, of others to compare on.")
+    ] = None,
     clips: ClipsOption = 16,
     seed: SeedOption = 0,
     steps: StepsOption = None,
@@ -208,6 +162,7 @@ def run(
     num_frames: FramesOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    part: PartOption = None,
     stream: StreamOption = None,
     reuse: ReuseOption = None,
     force: ForceOption = False,
@@ -215,16 +170,17 @@ def run(
 ) -> None:
     """Quantize, evaluate and report in one go: DIR/transformer, DIR/report.html, DIR/report.json.
 
-    --prompts are calibrated on; the comparison uses other prompts, bundled with s2q.
+    --prompts are calibrated on; the comparison uses others, those of --evaluation-prompts or bundled with s2q.
     """
     from s2q.progress import terminal_progress
     from s2q.run import quantize as run_quantize
 
     earlier = earlier_of(reuse)
-    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, earlier)
+    chosen, given = prepare(pipeline, recipe, bits, set_, prompts, seed, part, earlier)
+    compared = comparison_prompts(pipeline, clips, evaluation_prompts, part)
     call = call_after(earlier, call_of(steps, guidance_scale, height, width, num_frames))
-    where = {"device": device, "dtype": dtype}
-    stream = fitting_stream(pipeline, chosen, out, call, stream=stream, force=force, **where)
+    where = {"device": device, "dtype": dtype, "part": part}
+    stream = fitting_stream(pipeline, chosen, out, call, given, stream=stream, force=force, **where)
     opened = open_for(pipeline, stream=stream, **where, **call)
     done = run_quantize(
         opened,
@@ -240,7 +196,6 @@ def run(
     print_reused(done)
     if not speaks():
         return
-    compared = comparison_prompts(pipeline, clips, None)
     report = evaluate_and_print(
         opened, out / "transformer", out, compared, clips, seed, done.seconds, reused=done.reused
     )

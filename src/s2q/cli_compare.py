@@ -19,7 +19,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
-from s2q.cli_work import comparison_prompts, open_for, say_if_fewer
+from s2q.cli_work import calibration_file, comparison_prompts, open_for, say_if_fewer
 from s2q.messages import console
 
 
@@ -35,6 +35,9 @@ def compare(
     clips: Annotated[int, typer.Option("--clips", help="Held-out prompts, one clip each.", min=2)] = 64,
     batch: Annotated[int, typer.Option("--batch", help="Clips made at a time.", min=1)] = 16,
     prompts: PromptsOption = None,
+    calibration_prompts: Annotated[
+        Path | None, typer.Option("--calibration-prompts", help="A file as --prompts, of others to calibrate on.")
+    ] = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
     height: HeightOption = None,
@@ -45,7 +48,8 @@ def compare(
 ) -> None:
     """Compare recipes on the same held-out prompts: mean, spread over calibration seeds, paired tests.
 
-    Writes RESULTS.json (every clip of every cell), summary.json, TABLE.md and index.html. --prompts are those compared on.
+    Writes RESULTS.json (every clip of every cell), summary.json, TABLE.md and index.html. --prompts are those compared on;
+    those calibrated on are bundled, others for each seed where there are others, or of --calibration-prompts.
     """
     from s2q.comparison.cells import grid
     from s2q.comparison.grid import compare as run_compare
@@ -57,6 +61,8 @@ def compare(
 
     cells = grid(recipe or list(RECIPES), bits or ["W4A6"], seeds)
     given = comparison_prompts(pipeline, clips, prompts)
+    most = max((recipe.sampler.prompts for cell in cells if (recipe := cell.recipe()).needs_samples), default=0)
+    calibrate_on = calibration_file(pipeline, calibration_prompts, most)
     opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
     say_if_fewer(given, clips)
     count = iter(range(1, len(cells) + 1))
@@ -64,7 +70,16 @@ def compare(
     def tell(cell) -> None:
         console.print(f"{next(count)}/{len(cells)} {cell.variant} {cell.bits}, seed {cell.seed}", highlight=False)
 
-    results = run_compare(opened, cells, out, prompts=given, batch=batch, progress=terminal_progress(), on_cell=tell)
+    results = run_compare(
+        opened,
+        cells,
+        out,
+        prompts=given,
+        calibrate_on=calibrate_on,
+        batch=batch,
+        progress=terminal_progress(),
+        on_cell=tell,
+    )
     results = {"command": "s2q " + shlex.join(sys.argv[1:]), **results}
     made = {"command": results["command"], **summary(results)}
     write_json(out / "RESULTS.json", results)

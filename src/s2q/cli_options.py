@@ -13,7 +13,9 @@ RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see doc
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")
 ]
-PromptsOption = Annotated[Path | None, typer.Option("--prompts", help="A text file, one prompt a line.")]
+PromptsOption = Annotated[
+    Path | None, typer.Option("--prompts", help="One prompt a line; with images: docs/architectures.md.")
+]
 SeedOption = Annotated[int, typer.Option("--seed", help="Same command, same seed, same bits.", min=0)]
 StepsOption = Annotated[int | None, typer.Option("--steps", help="Denoising steps.", min=1)]
 GuidanceOption = Annotated[float | None, typer.Option("--guidance-scale", help="Classifier-free guidance.")]
@@ -73,6 +75,9 @@ TransformerOption = Annotated[Path | None, typer.Option("--transformer", help="A
 TextEncodersOption = Annotated[
     list[Path] | None,
     typer.Option("--text-encoder", help="A folder that s2q quantize-text wrote; once for each text encoder."),
+]
+Transformer2Option = Annotated[
+    Path | None, typer.Option("--transformer-2", help="One of the pipeline's second transformer (Wan 2.2 A14B).")
 ]
 ClipsOption = Annotated[int, typer.Option("--clips", help="Clips to compare, on prompts not calibrated on.", min=1)]
 

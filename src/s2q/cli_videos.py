@@ -25,13 +25,23 @@ from s2q.cli_options import (
     Source,
     StepsOption,
     TextEncodersOption,
+    Transformer2Option,
     TransformerOption,
     VBenchOption,
     VBenchQuantizedOption,
     WidthOption,
     call_of,
 )
-from s2q.cli_work import chosen_device, comparison_prompts, evaluate_and_print, measures, open_for, write_summary
+from s2q.cli_work import (
+    check_for,
+    chosen_device,
+    comparison_prompts,
+    evaluate_and_print,
+    measures,
+    open_for,
+    prompt_with,
+    write_summary,
+)
 from s2q.messages import console
 
 
@@ -40,7 +50,13 @@ def generate(
     prompt: Annotated[str, typer.Option("--prompt", help="What the video shows.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="The video file, .mp4.")],
     transformer: TransformerOption = None,
+    transformer_2: Transformer2Option = None,
     text_encoder: TextEncodersOption = None,
+    image: Annotated[Path | None, typer.Option("--image", help="What an image-to-video pipeline begins with.")] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=FILE", help="A file for another argument of the pipeline; repeat it."),
+    ] = None,
     seed: SeedOption = 0,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
@@ -57,6 +73,7 @@ def generate(
 
     from s2q.assessment import FPS
     from s2q.evaluation.video import visible_scale, write_mp4
+    from s2q.models.folder import PARTS
     from s2q.progress import terminal_progress
     from s2q.twins import generate as make_clip
 
@@ -65,11 +82,22 @@ def generate(
     if out.suffix != ".mp4":
         raise ValueError(f"the output must end in .mp4, got {out}")
     check_attention(attention, chosen_device(device))
-    call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, transformer, text_encoder, device=device, dtype=dtype, **call)
+    asked = prompt_with(prompt, image, inputs or [])
+    check_for(pipeline, [asked], PARTS[0])
+    opened = open_for(
+        pipeline,
+        transformer=transformer,
+        text_encoders=text_encoder,
+        transformer_2=transformer_2,
+        part=PARTS[0],
+        device=device,
+        dtype=dtype,
+        **call_of(steps, guidance_scale, height, width, num_frames),
+    )
+    opened.check([asked])
     started = time.perf_counter()
-    with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.steps) as stage:
-        clip = make_clip(opened, prompt, seed, lambda latents: stage.advance())
+    with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.all_steps) as stage:
+        clip = make_clip(opened, asked, seed, lambda latents: stage.advance())
     seconds = time.perf_counter() - started
     out.parent.mkdir(parents=True, exist_ok=True)
     write_mp4(out, clip, FPS, visible_scale(clip))
@@ -83,6 +111,7 @@ def generate(
 def evaluate(
     pipeline: Source,
     transformer: TransformerOption = None,
+    transformer_2: Transformer2Option = None,
     text_encoder: TextEncodersOption = None,
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Default: TRANSFORMER.evaluation.")] = None,
     clips: ClipsOption = 16,
@@ -106,14 +135,18 @@ def evaluate(
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""
-    quantized = transformer or (text_encoder or [None])[0]
-    if quantized is None:
-        raise ValueError("nothing to compare: give --transformer, --text-encoder, or both")
+    from s2q.models.folder import PARTS
+
+    folder = transformer or transformer_2 or (text_encoder or [None])[0]
+    if folder is None:
+        raise ValueError("nothing to compare: give --transformer, --transformer-2, --text-encoder, or several of them")
     check_attention(attention, chosen_device(device))
-    given = comparison_prompts(pipeline, clips, prompts)
+    alone = not transformer and not transformer_2
+    part = PARTS[0] if transformer or alone else PARTS[1]
+    given = comparison_prompts(pipeline, clips, prompts, part)
     more = measures(clip, dino, aesthetic, aesthetic_clip, vbench, vbench_quantized_only, fps, device)
     call = call_of(steps, guidance_scale, height, width, num_frames)
-    opened = open_for(pipeline, None, text_encoder, beside=True, device=device, dtype=dtype, **call)
-    out = out or quantized.with_name(quantized.name + ".evaluation")
-    more |= {"attention": attention, "text_alone": transformer is None}
-    write_summary(json_file, evaluate_and_print(opened, quantized, out, given, clips, seed, {}, **more))
+    opened = open_for(pipeline, text_encoders=text_encoder, beside=True, device=device, dtype=dtype, part=part, **call)
+    out = out or folder.with_name(folder.name + ".evaluation")
+    more |= {"second": transformer_2 if transformer else None, "attention": attention, "text_alone": alone}
+    write_summary(json_file, evaluate_and_print(opened, folder, out, given, clips, seed, {}, **more))

@@ -10,13 +10,7 @@ from s2q.messages import console, errors, table
 from s2q.ranks import own_device
 
 
-def open_for(
-    source: str,
-    transformer: Path | None = None,
-    text_encoders: list[Path] | None = None,
-    beside: bool = False,
-    **options: Any,
-):
+def open_for(source: str, text_encoders: list[Path] | None = None, beside: bool = False, **options: Any):
     """Open a pipeline with the device and dtype that the options name, or that suit the machine.
 
     Args:
@@ -38,7 +32,7 @@ def open_for(
 
         quantized = load_text_encoders(locate(source), text_encoders, dtype, device)
     own = {} if beside else quantized
-    opened = open_pipeline(source, transformer=transformer, dtype=dtype, device=device, text_encoders=own, **options)
+    opened = open_pipeline(source, dtype=dtype, device=device, text_encoders=own, **options)
     opened.text_encoders = quantized if beside else {}
     return opened
 
@@ -59,6 +53,7 @@ def fitting_stream(
     recipe,
     out: Path,
     call: dict[str, Any],
+    prompts: list[str],
     *,
     device: str | None,
     dtype: str | None,
@@ -66,15 +61,22 @@ def fitting_stream(
     part: str | None = None,
     force: bool = False,
 ) -> bool | None:
-    """Whether to stream, once calibration has been seen to fit in what is free; `force` does not look."""
+    """Whether to stream, once calibration on `prompts` has been seen to fit in what is free; `force` does not look."""
     from s2q.fitting import choose_stream, free_disk, free_memory
-    from s2q.models.pipelines import PARTS, default_call, locate
+    from s2q.models.folder import PARTS, pipeline_class
+    from s2q.models.inputs import has_length, longest
+    from s2q.models.pipelines import default_call, locate
     from s2q.planning import plan
 
     if force:
         return stream
     folder = locate(source, part)
     given = {name: value for name, value in call.items() if value is not None}
+    if not has_length(pipeline_class(folder)):
+        frames = longest(prompts[: recipe.sampler.prompts])
+        if frames is None:  # only a recipe that records nothing comes this far without a video
+            return stream
+        given["num_frames"] = frames
     kind = chosen_device(device)
     bytes_each = chosen_dtype(dtype, kind).itemsize
     made = plan(
@@ -139,7 +141,35 @@ def write_summary(path: Path | None, data: dict[str, Any]) -> None:
         write_json(path, data)
 
 
-def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, earlier=None):
+def prompt_with(words: str, image: Path | None, inputs: list[str]):
+    """A prompt with the files that --image and --input NAME=FILE name.
+
+    Raises:
+        ValueError: a name that no pipeline has, or no file.
+    """
+    from s2q.media import INPUTS, Prompt
+
+    files: dict[str, list[Path]] = {"image": [image]} if image else {}
+    for given in inputs:
+        name, _, file = given.partition("=")
+        if name not in INPUTS or not file:
+            raise ValueError(f"--input {given}: write NAME=FILE, NAME one of {', '.join(INPUTS)}")
+        files.setdefault(name, []).append(Path(file))
+    return Prompt(words, **files)
+
+
+def check_for(pipeline: str, prompts: list[str], part: str | None) -> None:
+    """Whether the pipeline can be called with each of `prompts`, before its weights are loaded."""
+    from s2q.models.folder import pipeline_class
+    from s2q.models.inputs import check_prompts
+    from s2q.models.pipelines import locate
+
+    check_prompts(pipeline_class(locate(pipeline, part)), prompts)
+
+
+def prepare(
+    pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, part: str | None, earlier=None
+):
     """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
 
@@ -149,6 +179,11 @@ def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | No
     chosen = chosen_recipe(recipe_name, bits, set_)
     if prompts is None and earlier is not None:
         given = earlier.provenance["prompts"]
+        if not all(isinstance(prompt, str) for prompt in given):
+            raise ValueError(
+                f"{earlier.checkpoint.folder} was calibrated on prompts with files, of which it notes the content alone: "
+                "give the same prompts with --prompts"
+            )
     else:
         given = read_prompts(prompts) if prompts else calibration_prompts(pipeline, chosen.sampler.prompts, seed)
     if chosen.needs_samples and len(given) < chosen.sampler.prompts:
@@ -156,7 +191,18 @@ def prepare(pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | No
             f"the recipe records {chosen.sampler.prompts} prompts, {prompts or 'the bundled list'} has {len(given)}: "
             f"add prompts, or pass --set sampler.prompts={len(given)}"
         )
+    if chosen.needs_samples:
+        check_for(pipeline, given[: chosen.sampler.prompts], part)
     return chosen, given
+
+
+def calibration_file(pipeline: str, prompts: Path | None, most: int) -> list[str] | None:
+    """The prompts of a file that a comparison calibrates on, or None for the bundled ones; `most` of them are recorded."""
+    from s2q.prompts import calibration_prompts, read_prompts
+
+    given = read_prompts(prompts) if prompts else None
+    check_for(pipeline, given or calibration_prompts(pipeline, most, 0), None)
+    return given
 
 
 def earlier_of(reuse: Path | None):
@@ -181,11 +227,13 @@ def print_reused(done) -> None:
         console.print(sentence(account(done.reused, done.seconds)), markup=False, highlight=False, soft_wrap=True)
 
 
-def comparison_prompts(pipeline: str, clips: int, prompts: Path | None) -> list[str]:
+def comparison_prompts(pipeline: str, clips: int, prompts: Path | None, part: str | None = None) -> list[str]:
     """At most `clips` prompts to compare on: from the file, or bundled ones that nothing was calibrated on."""
     from s2q.prompts import evaluation_prompts, read_prompts
 
-    return read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    given = read_prompts(prompts)[:clips] if prompts else evaluation_prompts(pipeline, clips)
+    check_for(pipeline, given, part)
+    return given
 
 
 def say_if_fewer(prompts: list[str], clips: int) -> None:
@@ -202,33 +250,39 @@ def evaluate_and_print(
     asked: int,
     seed: int,
     seconds,
+    second: Path | None = None,
     attention: str = "float",
     text_alone: bool = False,
     **more: Any,
 ) -> dict[str, Any]:
-    """Compare, write the report into `out`, print the figures; `more` as `measures` gives it, or of the run.
+    """Compare, write the report into `out`, print the figures.
 
     Args:
         folder: of the quantized transformer, or of a text encoder if those that are opened beside are compared alone.
+        second: folder of a quantized second transformer that works together with the one in `folder`.
+        more: as `measures` gives it, or of the run.
     """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
-    quantized = opened.transformer
+    dtype, device = opened.transformer.dtype, opened.transformer.device
+    folders = [folder] if second is None else [folder, second]
+    quantized = [opened.transformer]
     if not text_alone:
-        quantized = load_transformer(folder, quantized.dtype).to(quantized.device)
+        quantized = [load_transformer(each, dtype).to(device) for each in folders]
     say_if_fewer(prompts, asked)
-    with attending(attention, quantized):
+    with attending(attention, *quantized):
         report = run_evaluate(
             opened,
-            quantized,
+            quantized[0],
             folder,
             out,
             prompts=prompts,
             seed=seed,
             command="s2q " + shlex.join(sys.argv[1:]),
             seconds=seconds,
+            second=None if second is None else (quantized[1], second),
             progress=terminal_progress(),
             **more,
         ).report

@@ -13,6 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from s2q.card import CARD_NAME, is_hub_id, model_card
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.export.source import QuantizedFolder, open_folder
+from s2q.models.folder import PARTS
 from s2q.models.lookup import resolve
 from s2q.shards import INDEX_NAME
 from s2q.storage import read_json
@@ -136,4 +137,5 @@ def _report(folder: Path, noted: Mapping[str, Any], given: Path | None) -> dict[
 def _card(opened: QuantizedFolder, noted: Mapping[str, Any], source: str, report: dict[str, Any] | None) -> str:
     model_class = opened.config["_class_name"]
     pipeline_class = noted.get("pipeline_class") or resolve(model_class).pipeline
-    return model_card(source, model_class, pipeline_class, opened.spec, noted["storage"], report)
+    part = noted.get("part", PARTS[0])
+    return model_card(source, model_class, pipeline_class, opened.spec, noted["storage"], report, part)

@@ -48,7 +48,7 @@ def quantize(
     progress: Progress | Callable[[str, int, int, str], None] | None = None,
     **call: Any,
 ) -> QuantizedInMemory | run.Quantized:
-    """Quantize the transformer of a text-to-video pipeline.
+    """Quantize the transformer of a video pipeline.
 
     Without `out` the pipeline itself is changed: its transformer, the same object, holds packed weights afterwards, runs at
     once, and is saved by its own `save_pretrained` or `push_to_hub`. With `out` the pipeline stays as it is, and the folder
@@ -62,7 +62,7 @@ def quantize(
         pipeline: a loaded diffusers pipeline, in full precision and without hooks or adapters; or what `open_pipeline` gave.
         recipe: a name, see docs/recipes.md, or a `Recipe`, which has its bits itself.
         bits: of a recipe given by name, such as "W4A6".
-        prompts: to calibrate on; default are those that s2q bundles.
+        prompts: to calibrate on, `s2q.Prompt` where they come with files; default are those that s2q bundles, words alone.
         part: which transformer is meant where the pipeline has two, "transformer" or "transformer_2".
         reuse: folder of an earlier run on the same architecture, such as the base of a fine-tune, see `s2q.run.quantize`. A
             recipe given by name learns nothing more then; a `Recipe` learns its `optim.epochs` more.
@@ -116,7 +116,8 @@ def _in_memory(
     chosen = run.settings(opened, recipe, prompts, seed, earlier)
     with tempfile.TemporaryDirectory(prefix="s2q-") as temporary:
         folder = work or Path(temporary)
-        with run.calibrated(opened, recipe, chosen, folder, None, earlier, progress) as (workspace, found, _):
+        calibration = run.calibrated(opened, recipe, prompts, chosen, folder, None, earlier, progress)
+        with calibration as (workspace, found, _):
             started = time.perf_counter()
             tensors, spec = collect(opened, recipe, workspace)
             _, storage = storage_of(opened, tensors, spec)

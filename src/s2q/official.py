@@ -26,6 +26,7 @@ def vbench_scores(
     made_with: Mapping[str, Any],
     quantized_only: bool,
     progress: Progress,
+    second: nn.Module | None = None,
 ) -> dict[str, Any]:
     """One video a prompt and transformer, the n-th from seed `seed` + n, scored; what stands in `folder` is kept.
 
@@ -36,6 +37,7 @@ def vbench_scores(
         fps: written into the files; VBench's dynamic degree depends on it.
         made_with: what else the videos depend on; a folder of other settings is refused.
         quantized_only: leave the full-precision pipeline out.
+        second: a quantized `transformer_2` that works together with `quantized`.
 
     Returns:
         `version`, `videos` (how many a transformer), `fps` and `scores`: side → dimension → score times 100.
@@ -49,7 +51,8 @@ def vbench_scores(
     sides = {"quantized": quantized} if quantized_only else {"float": opened.transformer, "quantized": quantized}
     scores = {}
     for side, transformer in sides.items():
-        _make_videos(opened, transformer, official, folder / side / "videos", seed, fps, progress, side)
+        with opened.using(transformer, second if side == "quantized" else None):
+            _make_videos(opened, official, folder / side / "videos", seed, fps, progress, side)
         with progress.stage(f"vbench_{side}", len(COLUMNS)) as stage:
             scores[side] = judge(
                 official,
@@ -63,7 +66,6 @@ def vbench_scores(
 
 def _make_videos(
     opened: OpenPipeline,
-    transformer: nn.Module,
     official: Official,
     folder: Path,
     seed: int,
@@ -71,7 +73,7 @@ def _make_videos(
     progress: Progress,
     side: str,
 ) -> None:
-    with opened.using(transformer), progress.stage(f"videos_{side}", len(official.prompts)) as stage:
+    with progress.stage(f"videos_{side}", len(official.prompts)) as stage:
         for index, prompt in enumerate(official.prompts):
             path = folder / video_name(prompt)
             if not path.is_file():

@@ -69,9 +69,12 @@ def write_transformer(
     config = _config(opened)
     quantized, spec = collect(opened, recipe, workspace)
     kept, storage = storage_of(opened, quantized, spec)
-    source, pipeline_class = None if opened.folder is None else opened.source, type(opened.pipe).__name__
-    card = model_card(source, config["_class_name"], pipeline_class, spec, storage.to_dict())
-    noted = provenance | {"storage": storage.to_dict(), "pipeline_class": pipeline_class}
+    source, classes = (
+        None if opened.folder is None else opened.source,
+        (config["_class_name"], type(opened.pipe).__name__),
+    )
+    card = model_card(source, *classes, spec, storage.to_dict(), part=opened.part)
+    noted = provenance | {"storage": storage.to_dict(), "pipeline_class": classes[1]}
     write_folder(out, config, spec, kept, quantized, card, noted, diffusers)
     return storage
 

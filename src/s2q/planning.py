@@ -81,7 +81,7 @@ def plan(
     Args:
         call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
         dtype_bytes: bytes of a number in the dtype that calibration runs in.
-        part: which of the pipeline's transformers.
+        part: which of the pipeline's transformers is meant.
         timed: whether time is estimated, which takes a second or two; else `seconds` is empty.
     """
     config = json.loads((folder / part / "config.json").read_text())

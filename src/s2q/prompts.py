@@ -1,9 +1,11 @@
 """Prompts for calibration and evaluation: from a file, from the demo's world, or the few bundled here."""
 
+import json
 from pathlib import Path
 
 from torch import Tensor
 
+from s2q.media import INPUTS, Prompt
 from s2q.models.pipelines import DEMOS
 
 CALIBRATION = (
@@ -35,17 +37,48 @@ EVALUATION = (
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines and lines that begin with # are passed over.
 
+    A line that begins with { is JSON: `prompt`, and files by the pipeline's arguments, see `s2q.media.INPUTS`. Relative
+    paths start at the folder of the file. Whether they can be read, `check_prompts` tells.
+
     Raises:
-        ValueError: no such file, or no prompt in it.
+        ValueError: no such file, no prompt in it, or lines that are not JSON of that kind.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read prompts from {path}: {error}") from None
-    prompts = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    prompts, wrong = [], []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        try:
+            prompts.append(_with_media(line, path.parent) if line.startswith("{") else line)
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        raise ValueError(f"{path}, {'; '.join(wrong)}")
     if not prompts:
         raise ValueError(f"{path} holds no prompt: write one a line")
     return prompts
+
+
+def _with_media(line: str, folder: Path) -> Prompt:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+    words = entry.pop("prompt", None)
+    if not isinstance(words, str) or not words.strip():
+        raise ValueError('no "prompt" with words')
+    media = {}
+    for name, value in entry.items():
+        files = value if isinstance(value, list) else [value]
+        if name not in INPUTS:
+            raise ValueError(f"{name!r} is not known beside a prompt: known are {', '.join(INPUTS)}")
+        if not files or not all(isinstance(file, str) for file in files):
+            raise ValueError(f"{name} must be a file's name, or a list of them")
+        media[name] = [folder / file for file in files]
+    return Prompt(words.strip(), **media)
 
 
 def calibration_prompts(source: str, count: int, seed: int) -> list[str]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.export.source import QuantizedFolder, open_folder
+from s2q.media import described
+from s2q.models.folder import PARTS
 from s2q.models.pipelines import OpenPipeline
 from s2q.recipe import Recipe
 from s2q.storage import fingerprint, read_json, read_metadata, write_json, write_tensors
@@ -81,11 +83,11 @@ def check_reuse(earlier: Earlier, opened: OpenPipeline, recipe: Recipe, prompts:
         for key in SAME
         if noted["recipe"].get(key) != asked[key]
     ]
-    if noted.get("part", opened.part) != opened.part:
-        wrong.append(f"part ({noted['part']} there, {opened.part} here)")
+    if noted.get("part", PARTS[0]) != opened.part:
+        wrong.append(f"part ({noted.get('part', PARTS[0])} there, {opened.part} here)")
     if noted.get("seed") != seed:
         wrong.append(f"seed ({noted.get('seed')} there, {seed} here)")
-    if noted.get("prompts") != list(prompts):
+    if noted.get("prompts") != list(map(described, prompts)):
         wrong.append("prompts")
     call = json.loads(json.dumps(opened.call))
     wrong += [

@@ -9,6 +9,7 @@ from typing import Any
 
 from s2q.calibration.selection import check_pool
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.media import described
 from s2q.models.folder import PARTS, weight_files
 from s2q.models.pipelines import OpenPipeline
 from s2q.package import Storage, check_output, write_transformer
@@ -42,7 +43,7 @@ def settings(
         "pipeline": opened.source,
         "weights": _weights(opened),
         "recipe": recipe.model_dump(mode="json"),
-        "prompts": list(prompts) if recipe.needs_samples else [],
+        "prompts": list(map(described, prompts)) if recipe.needs_samples else [],
         "call": opened.call,
         "seed": seed,
         "dtype": str(opened.transformer.dtype),
@@ -65,7 +66,7 @@ def checked_prompts(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str]
     """The prompts that are recorded, of those given.
 
     Raises:
-        ValueError: too few of them, or too few candidates.
+        ValueError: too few of them, too few candidates, or some that the pipeline cannot be called with.
     """
     sampler = recipe.sampler
     if recipe.needs_samples and len(prompts) < sampler.prompts:
@@ -75,6 +76,7 @@ def checked_prompts(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str]
         )
     prompts = list(prompts[: sampler.prompts])
     if recipe.needs_samples:
+        opened.check(prompts)
         check_pool(len(prompts), opened.steps, sampler)
     return prompts
 
@@ -106,7 +108,8 @@ def quantize(
         progress: see `s2q.progress.as_progress`.
 
     Raises:
-        ValueError: too few prompts or candidates, a folder that holds another run, or one that cannot be reused.
+        ValueError: too few prompts or candidates, prompts that the pipeline cannot be called with, a folder that holds
+            another run, or one that cannot be reused.
     """
     prompts = checked_prompts(opened, recipe, prompts)
     earlier = open_earlier(reuse) if isinstance(reuse, Path) else reuse
@@ -116,7 +119,8 @@ def quantize(
     work = work or out.with_name(out.name + ".work")
     if check_output(out, fingerprint(chosen)):
         return _done(out, Workspace(work), read_json(work / SECONDS_NAME) or {})
-    with calibrated(opened, recipe, chosen, work, shared, earlier, as_progress(progress)) as (workspace, found, ranks):
+    calibration = calibrated(opened, recipe, prompts, chosen, work, shared, earlier, as_progress(progress))
+    with calibration as (workspace, found, ranks):
         if ranks.first:
             started = time.perf_counter()
             write_transformer(opened, recipe, workspace, out, provenance(chosen, found, prompts, read_note(workspace)))
@@ -129,6 +133,7 @@ def quantize(
 def calibrated(
     opened: OpenPipeline,
     recipe: Recipe,
+    prompts: Sequence[str],
     chosen: dict[str, Any],
     work: Path,
     shared: Path | None,
@@ -143,9 +148,7 @@ def calibrated(
         if earlier is not None and ranks.first:
             take_over(earlier, recipe, workspace, common)
         ranks.wait()
-        found = calibrate(
-            opened, recipe, chosen["prompts"], chosen["seed"], workspace, common, ranks, progress, earlier
-        )
+        found = calibrate(opened, recipe, prompts, chosen["seed"], workspace, common, ranks, progress, earlier)
         yield workspace, found, ranks
         ranks.wait()  # the caller may remove the work folder
 
@@ -176,12 +179,14 @@ def provenance(
     Args:
         reused: as `s2q.reuse.read_note` gives it.
     """
-    kept = {key: chosen[key] for key in ("pipeline", "recipe", "seed", "dtype", "device", "call")}
+    kept = {
+        key: chosen[key] for key in ("pipeline", "recipe", "seed", "dtype", "device", "call", "part") if key in chosen
+    }
     if reused is not None:
         kept["reused"] = {key: reused[key] for key in ("pipeline", "settings", "taken")}
     return kept | {
         "settings": fingerprint(chosen),
-        "prompts": list(prompts),
+        "prompts": list(map(described, prompts)),
         "samples": [list(sample) for sample in found.samples],
         "salience": found.scores,
         "timesteps": found.timesteps,

@@ -4,14 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from s2q.media import described, media_of, read_media
 from s2q.models.pipelines import OpenPipeline
+from s2q.models.steps import steps_told
 from s2q.progress import Progress
 from s2q.storage import read_metadata, write_tensors
 
@@ -57,43 +58,63 @@ def generate_batch(
     A clip of a batch is the clip alone but for the rounding of floating-point sums.
     """
 
-    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        on_step(tensors["latents"])
-        return tensors
-
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     several = len(prompts) > 1  # some pipelines take no lists (Wan VACE)
-    frames = opened.pipe(
-        list(prompts) if several else prompts[0],
-        generator=generators if several else generators[0],
-        output_type="np",
-        callback_on_step_end=callback,
-        return_dict=False,
-        **opened.call,
-    )[0]
+    if several and any(map(media_of, prompts)):
+        return _one_by_one(opened, prompts, seeds, on_step)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    with steps_told(opened.pipe, on_step) as told:
+        frames = opened.pipe(
+            prompt=list(prompts) if several else prompts[0],
+            generator=generators if several else generators[0],
+            output_type="np",
+            return_dict=False,
+            **told,
+            **read_media(prompts[0]),
+            **opened.call,
+        )[0]
     return (np.asarray(frames) * 255).round().clip(0, 255).astype(np.uint8)
 
 
+def _one_by_one(
+    opened: OpenPipeline, prompts: Sequence[str], seeds: Sequence[int], on_step: Callable[[Tensor], None]
+) -> np.ndarray:
+    """As `generate_batch`: hardly a pipeline takes several images for several prompts."""
+    steps: list[list[Tensor]] = [[] for _ in prompts]
+    clips = [
+        generate(opened, prompt, seed, left.append) for prompt, seed, left in zip(prompts, seeds, steps, strict=True)
+    ]
+    for left in zip(*steps, strict=True):
+        on_step(torch.cat(left))
+    return np.stack(clips)
+
+
 def make_twins(
-    opened: OpenPipeline, candidate: nn.Module, prompts: Sequence[str], seed: int, folder: Path, progress: Progress
+    opened: OpenPipeline,
+    candidate: nn.Module,
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    second: nn.Module | None = None,
 ) -> list[Twin]:
     """One pair of clips a prompt, the n-th from seed `seed` + n; pairs whose file is there already are read.
 
     Args:
         candidate: the quantized transformer; `opened` holds the full-precision one and is given back with it.
+        second: a quantized `transformer_2` that works together with it.
     """
     twins = []
     with progress.stage("evaluation", len(prompts)) as stage:
         for index, prompt in enumerate(prompts):
             path = folder / f"clip-{index:04d}.safetensors"
             done = read_metadata(path)
-            if done is None or (done["prompt"], done["seed"]) != (prompt, seed + index):
-                _make(opened, candidate, prompt, seed + index, path)
+            if done is None or (done["prompt"], done["seed"]) != (described(prompt), seed + index):
+                _make(opened, candidate, second, prompt, seed + index, path)
             metadata, tensors = read_metadata(path), load_file(path)
             arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
             twins.append(
                 Twin(
-                    prompt=metadata["prompt"],
+                    prompt=prompt,
                     seed=metadata["seed"],
                     seconds=tuple(metadata["seconds"]),
                     step_errors=tensors["step_errors"].tolist(),
@@ -110,13 +131,15 @@ def relative_errors(reference: Tensor, candidate: Tensor) -> list[float]:
     return (lost / reference.flatten(1).square().sum(1)).tolist()
 
 
-def _make(opened: OpenPipeline, candidate: nn.Module, prompt: str, seed: int, path: Path) -> None:
+def _make(
+    opened: OpenPipeline, candidate: nn.Module, second: nn.Module | None, prompt: str, seed: int, path: Path
+) -> None:
     reference_steps: list[Tensor] = []
     candidate_steps: list[Tensor] = []
     started = time.perf_counter()
     reference = generate(opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu()))
     between = time.perf_counter()
-    with opened.using(candidate):
+    with opened.using(candidate, second):
         quantized = generate(opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu()))
     ended = time.perf_counter()
     errors = relative_errors(torch.stack(reference_steps), torch.stack(candidate_steps))
@@ -128,4 +151,4 @@ def _make(opened: OpenPipeline, candidate: nn.Module, prompt: str, seed: int, pa
         "step_errors": torch.tensor(errors, dtype=torch.float64),
     }
     seconds = [between - started, ended - between]
-    write_tensors(path, tensors, {"prompt": prompt, "seed": seed, "seconds": seconds})
+    write_tensors(path, tensors, {"prompt": described(prompt), "seed": seed, "seconds": seconds})

@@ -10,7 +10,8 @@ from tiny import PROMPTS, STEPS
 from tiny_families import FAMILIES, make_wan_pipeline
 from torch import Tensor
 
-from s2q.calibration.trajectory import TrajectoryStore, as_one_call, calls_by_step, record_trajectories
+from s2q.calibration.calls import as_one_call, calls_by_step
+from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
 from s2q.models.families import HUNYUAN_VIDEO, WAN
 from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
 from s2q.progress import NoProgress

@@ -7,8 +7,8 @@ import torch
 from tiny import PROMPTS
 from tiny_families import FAMILIES
 
+from s2q.calibration.calls import calls_by_step
 from s2q.calibration.encoding import prompts_encoded
-from s2q.calibration.trajectory import calls_by_step
 from s2q.models.pipelines import OpenPipeline
 
 Open = Callable[..., OpenPipeline]

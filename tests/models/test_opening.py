@@ -79,19 +79,22 @@ def test_a_transformer_of_another_kind_is_refused_with_those_known(copy: Path) -
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("CogVideoXImageToVideoPipeline", r"wants more than a prompt \(image\)"),
-        ("CogVideoXVideoToVideoPipeline", r"wants more than a prompt \(video\)"),
-        ("CogVideoXFunControlPipeline", r"wants more than a prompt \(control_video\)"),
-        ("WanAnimatePipeline", r"wants more than a prompt \(image, pose_video, face_video\)"),
+        ("WanAnimatePipeline", r"wants more .* from files \(pose_video, face_video; known are image, .*\)"),
+        ("Cosmos2_5_TransferPipeline", r"wants more .* from files \(controls; "),
         ("CogView4Pipeline", "makes no video"),
-        ("HunyuanVideo15Pipeline", "does not say when a step ends"),
         ("NoSuchPipeline", "this diffusers .* does not have"),
     ],
 )
-def test_a_pipeline_that_cannot_be_called_with_a_prompt_alone_is_refused(name: str, said: str, copy: Path) -> None:
+def test_a_pipeline_that_cannot_be_called_with_what_files_hold_is_refused(name: str, said: str, copy: Path) -> None:
     edit(copy / "model_index.json", lambda index: index.update(_class_name=name))
     with pytest.raises(PipelineError, match=f"is a {name}, which {said}"):
         locate(str(copy))
+
+
+def test_a_call_with_an_argument_that_the_pipeline_does_not_take_is_refused(copy: Path) -> None:
+    edit(copy / "model_index.json", lambda index: index.update(_class_name="CogVideoXVideoToVideoPipeline"))
+    with pytest.raises(PipelineError, match="take no num_frames: the video that it is given decides the length"):
+        open_pipeline(str(copy), **CALL)
 
 
 def test_a_pipeline_of_two_transformers_is_refused(family_pipelines: dict[str, Path], tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from s2q.media import read_media
 from s2q.models.pipelines import OpenPipeline
 
 
@@ -23,7 +24,13 @@ def call_up_to_transformer(opened: OpenPipeline, prompts: Sequence[str]) -> None
     try:
         for prompt in prompts:
             with suppress(_Stop):
-                opened.pipe(prompt, generator=torch.Generator().manual_seed(0), output_type="latent", **opened.call)
+                opened.pipe(
+                    prompt=prompt,
+                    generator=torch.Generator().manual_seed(0),
+                    output_type="latent",
+                    **read_media(prompt),
+                    **opened.call,
+                )
     finally:
         handle.remove()
 

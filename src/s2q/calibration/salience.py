@@ -22,6 +22,17 @@ def diffusion_salience(latents: Tensor) -> Tensor:
     return (x[:-1] - x[1:]).square().sum(1) / x[:-1].square().sum(1)
 
 
+def moving(latents: Tensor) -> Tensor:
+    """The numbers of a trajectory [T+1, …] that change in it, [T+1, n]: all, but for frames that a pipeline holds fixed.
+
+    Image-to-video pipelines that have no further channels for an image keep its latent in the first frame instead (Wan 2.2
+    5B, LTX, HunyuanVideo). It is a condition, and says nothing of how far a step goes.
+    """
+    x = latents.flatten(1)
+    changes = (x != x[:1]).any(0)
+    return x[:, changes] if changes.any() else x
+
+
 def quantization_salience(tokens: Tensor) -> Tensor:
     """Eq. 6: C_quant(t) = ‖x_tᵀ x_t‖₂ (spectral norm), the size of the layer-wise Hessian's approximation.
 
@@ -75,9 +86,9 @@ def salience_of_prompt(
     latents = store.latents(prompt)
     if tokens == "latents":
         cut = patch_tokens(latents[:-1], patch_of(model.config), family.layout)
-        return diffusion_salience(latents), quantization_salience(cut)
+        return diffusion_salience(moving(latents)), quantization_salience(cut)
     norms = []
     for step in range(len(latents) - 1):
         arguments = to_device(store.arguments(prompt, step, "cond"), model.device)
         norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]).cpu())
-    return diffusion_salience(latents), torch.stack(norms)
+    return diffusion_salience(moving(latents)), torch.stack(norms)

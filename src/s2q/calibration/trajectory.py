@@ -3,9 +3,11 @@
 One safetensors file a prompt, memory-mapped when read:
 
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
+    condition          [B, …]     what stands beside x_t in further channels, such as an image's latents; of every step
     timesteps          [T] or, where each token has a time of its own, [T, S]
     arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
     shared.NAME        any        tensors without a branch, such as rotary angles; NAME.0.1 in tuples of tuples
+    steps.arguments.NAME, steps.shared.NAME   [T, …]   the same, where they change from step to step (sound)
 """
 
 import time
@@ -19,14 +21,16 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from s2q.calibration.calls import as_one_call, calls_by_step, same
 from s2q.calibration.encoding import prompts_encoded
-from s2q.models.family import Family
+from s2q.media import described
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import Progress
 from s2q.storage import derived_seed, read_metadata, write_tensors
 
 Branch = Literal["both", "uncond", "cond"]
-Call = dict[str, Any]
+STEPS = "steps."
+"""What names of tensors that change from step to step begin with."""
 
 
 def trajectory_path(folder: Path, prompt: int) -> Path:
@@ -58,96 +62,21 @@ def record_trajectories(
         stage.advance(len(prompts) - len(missing))
         for index in missing:
             started = time.perf_counter()
-            tensors, plain = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
-            metadata = {"prompt": prompts[index], "arguments": plain, "seconds": time.perf_counter() - started}
+            tensors, plain, branches = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
+            metadata = {
+                "prompt": described(prompts[index]),
+                "arguments": plain,
+                "channels": opened.family.channels,
+                "branches": branches,
+                "seconds": time.perf_counter() - started,
+            }
             write_tensors(trajectory_path(folder, index), tensors, metadata)
             stage.advance()
     return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
 
 
-def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent.
-
-    Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
-
-    Raises:
-        PipelineError: it is not called at all.
-    """
-    steps: list[list[Call]] = [[]]
-    left: list[Tensor] = []
-
-    def before_call(module: Any, args: tuple, kwargs: Call) -> None:
-        if args:
-            raise PipelineError("the pipeline passes positional arguments to its transformer; keywords are needed")
-        steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
-
-    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        if steps[-1] and "latents" in tensors:
-            left[:] = [tensors["latents"]]
-        steps.append([])
-        return tensors
-
-    handle = opened.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
-    try:
-        final = opened.pipe(
-            prompt,
-            generator=torch.Generator().manual_seed(seed),
-            output_type="latent",
-            return_dict=False,
-            callback_on_step_end=after_step,
-            **opened.call,
-        )[0]
-    finally:
-        handle.remove()
-    served = [calls for calls in steps[:-1] if calls]
-    if not served:
-        raise PipelineError(f"{opened.part} is called in none of the {len(steps) - 1} steps: take more steps")
-    return served, (final if len(served) == len(steps) - 1 else left[0]).cpu()
-
-
-def as_one_call(calls: Sequence[Call], family: Family) -> Call:
-    """The calls of one step as one call whose batch holds the guidance branches, unconditional first.
-
-    CogVideoX calls its transformer so already. Wan calls it twice, conditional first as all diffusers pipelines that
-    do; these calls are stacked, so that a sample costs and weighs the same in every family. Each row has the values of
-    its own call; a product of two rows may round otherwise than one of one row.
-
-    Raises:
-        PipelineError: no call or more than two, or calls that cannot be stacked.
-    """
-    if len(calls) == 1:
-        return calls[0]
-    if len(calls) != 2:
-        raise PipelineError(
-            f"the pipeline calls its transformer {len(calls)} times in a step: "
-            "one call, or one for each of two guidance branches, can be recorded"
-        )
-    cond, uncond = calls
-    joined: Call = {}
-    for name in uncond | cond:
-        one, other = uncond.get(name), cond.get(name)
-        same_in_both = name in (family.latents, family.timestep) or not _has_batch(other)
-        if same_in_both and not _same(one, other):
-            raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
-        if _has_batch(other) and _shape(one) != _shape(other):
-            raise PipelineError(
-                f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
-                f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
-            )
-        joined[name] = torch.cat([one, other]) if _has_batch(other) else other
-    return joined
-
-
-def _has_batch(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == 1
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of one prompt's file, and the transformer's plain arguments (None, bool, number, tuple of numbers)."""
+def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any], int]:
+    """Tensors of one prompt's file, the transformer's plain arguments (None, bool, numbers, tuples of them), branches."""
     family = opened.family
     steps, final = calls_by_step(opened, prompt, seed)
     for step, made in enumerate(steps):
@@ -159,8 +88,10 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     calls = [as_one_call(made, family) for made in steps]
     first = calls[0]
     branches = first[family.latents].shape[0]
-    tensors = {
-        "latents": torch.cat([call[family.latents][:1] for call in calls] + [final.to(first[family.latents].dtype)]),
+    axis = family.channels
+    noisy, condition = _parted([call[family.latents] for call in calls], final.shape[axis], axis)
+    tensors = condition | {
+        "latents": torch.cat([latents[:1] for latents in noisy] + [final.to(first[family.latents].dtype)]),
         # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
         "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
     }
@@ -169,15 +100,31 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         if name in (family.latents, family.timestep):
             continue
         if isinstance(value, Tensor):
-            kind = "arguments" if value.ndim and value.shape[0] == branches else "shared"
+            by_branch = name in family.batched or (value.ndim and value.shape[0] == branches)
+            kind = "arguments" if by_branch else "shared"
+            over_time = [call[name] for call in calls]
+            if not all(same(later, value) for later in over_time) and len({later.shape for later in over_time}) == 1:
+                tensors[f"{STEPS}{kind}.{name}"] = torch.stack(over_time)
+                continue
             tensors[f"{kind}.{name}"] = value
         elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
             tensors |= dict(_leaves(f"shared.{name}", value))
         else:
             plain[name] = value
-        if any(not _same(call.get(name), value) for call in calls):
+        if any(not same(call.get(name), value) for call in calls):
             raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
-    return tensors, plain
+    return tensors, plain, branches
+
+
+def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the transformer is given, [B, …] a step, parted into x_t and what a pipeline puts behind it in the channels."""
+    more = inputs[0].shape[axis] - channels
+    if more == 0:
+        return list(inputs), {}
+    conditions = [tensor.narrow(axis, channels, more) for tensor in inputs]
+    if not all(torch.equal(condition, conditions[0]) for condition in conditions):
+        raise PipelineError(f"the {more} channels beside the {channels} of the latents change from step to step")
+    return [tensor.narrow(axis, 0, channels) for tensor in inputs], {"condition": conditions[0].contiguous()}
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -205,22 +152,6 @@ def _nested(places: Mapping[tuple[int, ...], Tensor]) -> Any:
 
 def _first_row(value: Tensor) -> Tensor:
     return value[0] if value.ndim else value
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, tuple):
-        return tuple(_detached(item) for item in value)
-    return value
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return all(_same(a, b) for a, b in zip(one, other, strict=True))
-    return one == other
 
 
 @dataclass(frozen=True)
@@ -261,26 +192,36 @@ class TrajectoryStore:
 
         Only the rows asked for are read from disk.
         """
-        plain = self._metadata(prompt)["arguments"]
+        metadata = self._metadata(prompt)
+        plain = metadata["arguments"]
         # JSON has no tuples, and pipelines no lists, in what they give the transformer.
         arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
         with self._open(prompt) as file:
             latents = file.get_slice("latents")[step : step + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]
             shared: dict[str, dict[tuple[int, ...], Tensor]] = {}
-            branches = 1
+            condition = None
             for name in sorted(file.keys()):
-                kind, _, rest = name.partition(".")
-                if kind == "arguments":
-                    value = file.get_tensor(name)
+                changing = name.startswith(STEPS)
+                kind, _, rest = name.removeprefix(STEPS).partition(".")
+                if kind in ("arguments", "condition"):
+                    value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     if branch != "both":
-                        value = value[:1] if branch == "uncond" else value[-1:]
-                    branches = value.shape[0]
-                    arguments[rest] = value
+                        rows = len(value) // metadata["branches"]
+                        value = value[:rows] if branch == "uncond" else value[-rows:]
+                    if kind == "condition":
+                        condition = value
+                    else:
+                        arguments[rest] = value
                 elif kind == "shared":
                     argument, *places = rest.split(".")
-                    shared.setdefault(argument, {})[tuple(map(int, places))] = file.get_tensor(name)
+                    value = file.get_slice(name)[step] if changing else file.get_tensor(name)
+                    shared.setdefault(argument, {})[tuple(map(int, places))] = value
         arguments |= {name: _nested(places) for name, places in shared.items()}
-        arguments[self.latents_name] = latents.expand(branches, *latents.shape[1:])
+        branches = metadata["branches"] if branch == "both" else 1
+        latents = latents.expand(branches, *latents.shape[1:])
+        if condition is not None:
+            latents = torch.cat([latents, condition], dim=metadata["channels"])
+        arguments[self.latents_name] = latents
         arguments[self.timestep_name] = timestep.expand(branches, *timestep.shape[1:])
         return arguments

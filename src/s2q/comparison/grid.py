@@ -7,6 +7,7 @@ from typing import Any
 
 from s2q.comparison.cells import Cell
 from s2q.comparison.clips import make_float_clips, measure_cell
+from s2q.media import described
 from s2q.models.pipelines import OpenPipeline, load_transformer, weight_files
 from s2q.progress import NoProgress, Progress
 from s2q.prompts import calibration_prompts
@@ -41,15 +42,17 @@ def compare(
         {"float": one row a clip, "cells": [{"variant", "bits", "seed", "clips": one row a clip, "seconds", "storage"}]}.
 
     Raises:
-        ValueError: a recipe that cannot be had, or a folder that belongs to something else.
+        ValueError: a recipe that cannot be had, prompts that the pipeline cannot be called with, or a folder that belongs
+            to something else.
     """
     progress = progress or NoProgress()
     recipes = [cell.recipe() for cell in cells]
+    opened.check(prompts)
     settings = {
         "pipeline": opened.source,
         "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / "transformer")},
         "call": opened.call,
-        "prompts": list(prompts),
+        "prompts": list(map(described, prompts)),
         "batch": batch,
         "dtype": str(opened.pipe.transformer.dtype),
         "device": opened.pipe.transformer.device.type,
@@ -73,7 +76,7 @@ def compare(
                 prompts=given,
                 seed=cell.seed,
                 work=path.parent / "work",
-                shared=folder / "calibration" / f"seed{cell.seed}-{fingerprint(list(given))[:8]}",
+                shared=folder / "calibration" / f"seed{cell.seed}-{fingerprint(list(map(described, given)))[:8]}",
                 progress=progress,
             )
             transformer = load_transformer(path.parent / "transformer", opened.pipe.transformer.dtype)

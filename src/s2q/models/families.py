@@ -34,6 +34,7 @@ WAN = register(
             ("attn2.add_k_proj", "attn2.add_v_proj"),  # image to video
         ),
         text_linears=("attn2.to_k", "attn2.to_v", "attn2.add_?_proj"),
+        batched=("encoder_hidden_states_image",),  # of the first frame, and of the last where it is given
         text_width="text_dim",
     )
 )

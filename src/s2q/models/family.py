@@ -36,18 +36,25 @@ class Family:
     layout: str = "CFhw"
     """Order of channels, frames, height and width in the latents, after the batch; SC where the pipeline has cut them into
     tokens already, and passes num_frames, height and width beside them."""
+    batched: tuple[str, ...] = ()
+    """Arguments of the model that may have several rows a sample, one for each of its images."""
     text_length: str | None = None
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"
     """Key of the model's configuration that holds the channels of the text."""
     guidance: str | None = "guidance_scale"
-    """Argument of the pipeline that, above 1, adds the unconditional branch; None: it has none."""
+    """Argument of the pipeline that, above 1, adds the unconditional branch; None: a guider decides."""
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the pipeline's calls that its signature does not show."""
     tiled_vae: bool = False
     """Whether its VAE decodes in tiles alone."""
     interleaved: bool = False
     """Whether blocks of the lists run in turn, one of each, instead of one list after the other."""
+
+    @property
+    def channels(self) -> int:
+        """Axis of the channels in the latents, the batch counted."""
+        return 1 + self.layout.index("C")
 
     def is_modulation(self, name: str) -> bool:
         """Whether the linear `name` (inside a block) makes scales and shifts from the timestep."""

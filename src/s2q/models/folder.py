@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import diffusers
+from diffusers import DiffusionPipeline
 
+from s2q.media import INPUTS
+from s2q.models.inputs import FRAMES, VIDEOS, inputs_of
 from s2q.models.lookup import resolve_folder
 
 PARTS = ("transformer", "transformer_2")
 """What pipelines call their transformers; the second, where there is one, serves the steps of less noise."""
-FRAMES = ("num_frames", "video_length")
-"""What pipelines call the length of the video that they make."""
 
 
 class PipelineError(ValueError):
@@ -20,7 +21,7 @@ class PipelineError(ValueError):
 
 
 def check_folder(path: Path, part: str | None) -> None:
-    """Whether `path` is a whole pipeline that makes a video of a prompt alone with a transformer that can be quantized.
+    """Whether `path` is a whole pipeline that makes a video of what s2q can give it, with a transformer to be quantized.
 
     Args:
         part: which of its transformers is meant, see `PARTS`; None is the only one.
@@ -53,6 +54,11 @@ def check_folder(path: Path, part: str | None) -> None:
         raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
 
 
+def pipeline_class(path: Path) -> type[DiffusionPipeline]:
+    """diffusers' class of the pipeline in `path`."""
+    return getattr(diffusers, json.loads((path / "model_index.json").read_text())["_class_name"])
+
+
 def check_part(what: str, there: Sequence[str], part: str | None) -> str:
     """Which of the transformers that are `there` is meant.
 
@@ -79,8 +85,8 @@ def _check_call(path: Path, name: str) -> None:
     check_calls(f"{path} is a {name}, which", pipeline)
 
 
-def check_calls(what: str, pipeline: type) -> None:
-    """Whether a class of pipelines makes a video of a prompt and nothing else.
+def check_calls(what: str, pipeline: type[DiffusionPipeline]) -> None:
+    """Whether a class of pipelines makes a video of a prompt and what can be read from files.
 
     Args:
         what: begins what is said if it does not.
@@ -88,28 +94,16 @@ def check_calls(what: str, pipeline: type) -> None:
     Raises:
         PipelineError: it does not.
     """
-    parameters = inspect.signature(pipeline.__call__).parameters
-    more = [
-        key
-        for key, parameter in parameters.items()
-        if key not in ("self", "prompt")
-        and parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
-    # Pipelines with an image were made for one, even where its default is none; those that change a video take its length.
-    length = any(key in parameters for key in FRAMES)
-    others = ("image",) if length else ("image", "video", "control_video")
-    more += [key for key in others if key in parameters and key not in more]
-    if not more and not length:
-        raise PipelineError(f"{what} makes no video: its calls take none of {', '.join(FRAMES)}")
-    if "prompt" not in parameters or more:
+    parameters, inputs = inspect.signature(pipeline.__call__).parameters, inputs_of(pipeline)
+    if "prompt" not in parameters or inputs.unknown:
         raise PipelineError(
-            f"{what} wants more than a prompt ({', '.join(more) or 'and takes none'}): s2q calls "
-            "text-to-video pipelines alone. A transformer that it shares with one of those can be quantized there, and "
-            "given to it with transformer="
+            f"{what} wants more than a prompt and what s2q reads from files "
+            f"({', '.join(inputs.unknown) or 'and takes no prompt'}; known are {', '.join(INPUTS)}). A transformer that it "
+            "shares with another pipeline can be quantized there, and given to it with transformer="
         )
-    if "callback_on_step_end" not in parameters:
-        raise PipelineError(f"{what} does not say when a step ends (callback_on_step_end)")
+    videos = (*FRAMES, *VIDEOS)
+    if not any(key in parameters for key in videos):
+        raise PipelineError(f"{what} makes no video: its calls take none of {', '.join(videos)}")
 
 
 def _missing_files(component: Path) -> list[str]:

@@ -48,6 +48,15 @@ def call_defaults(family: Family) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
+def denoising_steps(arguments: Mapping[str, Any]) -> int:
+    """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength."""
+    steps = int(arguments["num_inference_steps"])
+    strength = arguments.get(
+        "denoise_strength", arguments.get("strength")
+    )  # LTX calls by the second how firm an image is
+    return steps if strength is None else min(int(steps * strength), steps)
+
+
 def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
     """(frames, pixels) of the video a position of the latent stands for, from a VAE's configuration.
 
@@ -76,6 +85,8 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
 
 def latent_size(family: Family, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, height and width of the latents, from the arguments of a call of the transformer."""
+    if family.layout == "SC" and "video_coords" in arguments:  # of LTX with conditions, [B, 3, S]
+        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
     if family.layout == "SC":
         return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
     shape = arguments[family.latents].shape
@@ -94,7 +105,11 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
     shown = {name: value for name, value in call_defaults(family).items() if value is not None}
     chosen = dict(family.call_defaults) | shown | given
     temporal, spatial = factors
-    frames = chosen.get("num_frames") or chosen.get("video_length") or config["sample_frames"]
+    frames = chosen.get("num_frames") or chosen.get("video_length") or config.get("sample_frames")
+    if frames is None:
+        raise ValueError(
+            f"{family.pipeline} makes a video as long as the one that it is given: say how long, num_frames"
+        )
     height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
     width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
     latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
@@ -104,6 +119,6 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         grid=token_grid(config, *latent),
         text=int(given.get("max_sequence_length") or own_text or chosen.get("max_sequence_length", TEXT_TOKENS)),
         text_is_joined="encoder_hidden_states" in family.tokens,
-        branches=2 if family.guidance and chosen[family.guidance] > 1 else 1,
-        steps=int(chosen["num_inference_steps"]),
+        branches=2 if family.guidance is None or chosen[family.guidance] > 1 else 1,
+        steps=denoising_steps(chosen),
     )

@@ -1,9 +1,8 @@
 """Open a diffusers pipeline: a folder, a hub id, the word `demo`, or one that is loaded already, with clear errors first."""
 
 import copy
-import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +14,11 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
-from s2q.models.family import Family, patch_of
-from s2q.models.folder import PARTS, PipelineError, check_calls, check_folder, check_part, weight_files
+from s2q.models.family import Family
+from s2q.models.folder import PARTS, PipelineError, check_folder, pipeline_class, weight_files
+from s2q.models.geometry import call_defaults, denoising_steps
+from s2q.models.inputs import check_prompts
+from s2q.models.loaded import check_loaded, checked_call
 from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
@@ -66,9 +68,9 @@ class OpenPipeline:
             yield
 
     @contextmanager
-    def using(self, transformer: torch.nn.Module) -> Iterator[None]:
-        """Inside, the pipeline runs with `transformer` and `text_encoders`; afterwards it has its own again."""
-        others = {**self.text_encoders, self.part: transformer}
+    def using(self, transformer: torch.nn.Module, second: torch.nn.Module | None = None) -> Iterator[None]:
+        """Inside, the pipeline runs with `transformer`, `second` if it is given, and `text_encoders`; then with its own."""
+        others = {**self.text_encoders, self.part: transformer} | ({} if second is None else {PARTS[1]: second})
         own = {name: getattr(self.pipe, name) for name in others}
         try:
             for name, component in others.items():
@@ -78,10 +80,24 @@ class OpenPipeline:
             for name, component in own.items():
                 setattr(self.pipe, name, component)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Whether the pipeline can be called with each of `prompts`, see `check_prompts`.
+
+        Raises:
+            ValueError: with everything that is wrong.
+        """
+        size = self._argument("height"), self._argument("width")
+        check_prompts(type(self.pipe), prompts, size if all(size) else None)
+
+    @property
+    def all_steps(self) -> int:
+        """Denoising steps of a call."""
+        return denoising_steps(self._arguments())
+
     @property
     def steps(self) -> int:
         """Denoising steps of a call that the transformer serves, T."""
-        steps, boundary = self._argument("num_inference_steps"), self.pipe.config.get("boundary_ratio")
+        steps, boundary = self.all_steps, self.pipe.config.get("boundary_ratio")
         if boundary is None:
             return steps
         scheduler = copy.deepcopy(self.pipe.scheduler)
@@ -93,15 +109,18 @@ class OpenPipeline:
     def guidance_scale(self) -> float | None:
         """Scale of classifier-free guidance; None where the transformer runs once a step."""
         if self.family.guidance is None:
-            return None
+            guider = getattr(self.pipe, "guider", None)
+            return getattr(guider, "guidance_scale", None)
         scale = self._argument(self.family.guidance)
         if self.part != PARTS[0]:
             scale = self.call.get("guidance_scale_2") or scale
         return scale if scale > 1 else None
 
+    def _arguments(self) -> dict[str, Any]:
+        return call_defaults(self.family) | self.call
+
     def _argument(self, name: str) -> Any:
-        default = inspect.signature(self.pipe.__call__).parameters[name].default
-        return self.call.get(name, default)
+        return self._arguments().get(name)
 
 
 def locate(source: str, part: str | None = None) -> Path:
@@ -139,6 +158,7 @@ def open_pipeline(
     source: str | DiffusionPipeline,
     *,
     transformer: str | Path | None = None,
+    transformer_2: str | Path | None = None,
     part: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
@@ -153,6 +173,8 @@ def open_pipeline(
         source: a folder, a hub id, the word of a demo, or a loaded pipeline; that one is taken as it is, with its own
             dtype and device, and only `part` and `call` are looked at beside it.
         text_encoders: part → text encoder in place of the pipeline's own; it stays on the device where it is.
+        transformer: a folder, see `load_transformer`; it takes the place of the one that is meant.
+        transformer_2: the same in the place of the pipeline's second, whichever is meant.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
         stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
             that is free now calls for it.
@@ -166,6 +188,8 @@ def open_pipeline(
     if isinstance(source, DiffusionPipeline):
         return _open_loaded(source, part, call)
     folder, meant = locate(source, part), part or PARTS[0]
+    if transformer_2 is not None:
+        check_folder(folder, PARTS[1])
     given = text_encoders or {}
     parts: dict[str, Any] = dict(given)
     blocks = None
@@ -181,9 +205,11 @@ def open_pipeline(
                 parts[meant], blocks = open_streamed(folder / meant, files, dtype, device)
         except StreamingError as error:
             raise PipelineError(f"diffusers cannot load {source}: {error}") from None
+    if transformer_2 is not None:
+        parts[PARTS[1]] = load_transformer(transformer_2, dtype)
     try:
         # By the class itself: the base class passes over a given transformer where the class calls it optional (Wan).
-        pipe = getattr(diffusers, index["_class_name"]).from_pretrained(folder, dtype=dtype, **parts)
+        pipe = pipeline_class(folder).from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
     for name, component in pipe.components.items():
@@ -191,8 +217,7 @@ def open_pipeline(
             component.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)
-    _check_size(pipe, getattr(pipe, meant), call)
-    chosen = {name: value for name, value in call.items() if value is not None}
+    chosen = checked_call(pipe, getattr(pipe, meant), call)
     family = replace(resolve(getattr(pipe, meant)), pipeline=type(pipe).__name__)
     if family.tiled_vae:
         pipe.vae.enable_tiling()
@@ -200,51 +225,14 @@ def open_pipeline(
 
 
 def _open_loaded(pipe: DiffusionPipeline, part: str | None, call: Mapping[str, Any]) -> OpenPipeline:
-    what = f"this {type(pipe).__name__}"
-    there = [name for name in PARTS if getattr(pipe, name, None) is not None]
-    if not there:
-        raise PipelineError(f"{what} has no transformer: s2q quantizes video transformers")
-    check_calls(what, type(pipe))
-    meant = check_part(what, there, part)
+    meant, family = check_loaded(pipe, part)
     transformer = getattr(pipe, meant)
-    try:
-        family = replace(resolve(transformer), pipeline=type(pipe).__name__)
-    except ValueError as error:
-        raise PipelineError(str(error)) from None
-    if any(_is_hooked(module) for module in transformer.modules()):
-        raise PipelineError(
-            f"{what} has hooks on its {meant} (offloading or caching): quantize first and add them afterwards, or call "
-            "remove_all_hooks() and disable_cache() first"
-        )
-    if getattr(transformer, "peft_config", None):
-        raise PipelineError(
-            f"{what} has adapters on its {meant}: fuse them (fuse_lora, then unload_lora_weights) first"
-        )
-    if getattr(transformer, "is_quantized", False):
-        raise PipelineError(f"the {meant} of {what} is quantized already: load the one in full precision")
-    _check_size(pipe, transformer, call)
-    chosen = {name: value for name, value in call.items() if value is not None}
-    return OpenPipeline(IN_MEMORY, None, pipe, family, _text_length(transformer.config, family) | chosen, None, meant)
-
-
-def _is_hooked(module: torch.nn.Module) -> bool:
-    # diffusers leaves an empty registry behind on every transformer that it has called.
-    return hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
+    chosen = _text_length(transformer.config, family) | checked_call(pipe, transformer, call)
+    return OpenPipeline(IN_MEMORY, None, pipe, family, chosen, None, meant)
 
 
 def _free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else psutil.virtual_memory().available
-
-
-def _check_size(pipe: DiffusionPipeline, transformer: torch.nn.Module, call: Mapping[str, Any]) -> None:
-    ratios = (getattr(pipe, name, None) for name in ("vae_scale_factor_spatial", "vae_spatial_compression_ratio"))
-    spatial, patch = next((ratio for ratio in ratios if ratio), 8), patch_of(transformer.config)
-    multiples = {"height": spatial * patch[1], "width": spatial * patch[2]}
-    wrong = [name for name, multiple in multiples.items() if call.get(name) and call[name] % multiple]
-    if wrong:
-        said = " and ".join(f"{name} {call[name]}" for name in wrong)
-        allowed = " and ".join(str(multiple) for multiple in sorted({multiples[name] for name in wrong}))
-        raise PipelineError(f"{said}: this pipeline makes only multiples of {allowed} pixels")
 
 
 def default_call(source: str, folder: Path) -> dict[str, Any]:

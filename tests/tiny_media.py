@@ -1,0 +1,210 @@
+"""Tiny random pipelines that want an image, a video or a control with each prompt, and such files: for mechanics only."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tiny
+import torch
+from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
+from tiny_families import SIZE, make_ltx, make_ltx_vae, make_wan_vae
+from tiny_pipelines import TEXT, TinyPipeline, make, unipc
+from tiny_transformers import COGVIDEOX
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+from s2q.demo.scenes import Scene, render
+from s2q.evaluation.video import write_mp4
+from s2q.media import Prompt
+
+
+def clip_vision() -> dict[str, object]:
+    """CLIP's image encoder, three patches and a token of class a side."""
+    torch.manual_seed(2)
+    encoder = CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16, patch_size=8
+        )
+    )
+    size = {"height": 16, "width": 16}
+    return {"image_encoder": encoder, "image_processor": CLIPImageProcessor(size=size, crop_size=size)}
+
+
+def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
+    """As released."""
+    return CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+
+
+COG = {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16} | TEXT
+# The model takes all but 512 tokens of its text for the image's, so that is the only length that these allow.
+# Noise, the mask of four frames a latent frame, and the image's latents.
+WAN_I2V = {"in_channels": 4 + 4 + 4, "image_dim": 8, "added_kv_proj_dim": 32}
+MEDIA_PIPELINES = {
+    "cogvideox-i2v": TinyPipeline(
+        "CogVideoXImageToVideoPipeline",
+        lambda: make("CogVideoXTransformer3DModel", **COGVIDEOX | {"in_channels": 8}),
+        tiny.make_vae,
+        cogvideox_scheduler,
+        COG | {"num_frames": 5},
+        (2, 4, 4),
+        media=("image",),
+    ),
+    "cogvideox-1.5-i2v": TinyPipeline(
+        "CogVideoXImageToVideoPipeline",
+        lambda: make(
+            "CogVideoXTransformer3DModel",
+            **COGVIDEOX
+            | {
+                "in_channels": 8,
+                "patch_size_t": 2,
+                "use_rotary_positional_embeddings": True,
+                "patch_bias": False,
+                "ofs_embed_dim": 8,
+            },
+        ),
+        tiny.make_vae,
+        cogvideox_scheduler,
+        COG | {"num_frames": 9},
+        (4, 4, 4),
+        media=("image",),
+    ),
+    "cogvideox-v2v": TinyPipeline(
+        "CogVideoXVideoToVideoPipeline",
+        tiny.make_transformer,
+        tiny.make_vae,
+        cogvideox_scheduler,
+        COG | {"num_inference_steps": 4, "max_sequence_length": tiny.TEXT_LENGTH},
+        (2, 4, 4),
+        media=("video",),
+    ),
+    "cogvideox-control": TinyPipeline(
+        "CogVideoXFunControlPipeline",
+        lambda: make("CogVideoXTransformer3DModel", **COGVIDEOX | {"in_channels": 8}),
+        tiny.make_vae,
+        cogvideox_scheduler,
+        COG,
+        (2, 4, 4),
+        media=("control_video",),
+    ),
+    "wan-2.1-i2v": TinyPipeline(
+        "WanImageToVideoPipeline",
+        lambda: make("WanTransformer3DModel", **WAN_I2V),
+        make_wan_vae,
+        unipc,
+        SIZE,
+        (2, 4, 4),
+        clip_vision,
+        media=("image",),
+    ),
+    "wan-2.1-flf2v": TinyPipeline(
+        "WanImageToVideoPipeline",
+        lambda: make("WanTransformer3DModel", **WAN_I2V | {"pos_embed_seq_len": 2 * 5}),
+        make_wan_vae,
+        unipc,
+        SIZE,
+        (2, 4, 4),
+        clip_vision,
+        media=("image", "last_image"),
+    ),
+    "wan-2.2-i2v": TinyPipeline(
+        "WanImageToVideoPipeline",
+        lambda: make("WanTransformer3DModel", in_channels=4 + 4 + 4),
+        make_wan_vae,
+        unipc,
+        SIZE | TEXT,
+        (2, 4, 4),
+        media=("image",),
+    ),
+    "wan-2.2-5b-i2v": TinyPipeline(
+        "WanImageToVideoPipeline",
+        lambda: make("WanTransformer3DModel"),
+        make_wan_vae,
+        unipc,
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"expand_timesteps": True},
+        media=("image",),
+    ),
+    "wan-v2v": TinyPipeline(
+        "WanVideoToVideoPipeline",
+        lambda: make("WanTransformer3DModel"),
+        make_wan_vae,
+        unipc,
+        {"num_inference_steps": 4, "height": 32, "width": 32} | TEXT,
+        (2, 4, 4),
+        media=("video",),
+    ),
+    "wan-vace": TinyPipeline(
+        "WanVACEPipeline",
+        lambda: make("WanVACETransformer3DModel", vace_in_channels=2 * 4 + 64, vace_layers=[0, 1, 2]),
+        make_wan_vae,
+        unipc,
+        SIZE | TEXT,
+        (3, 4, 4),  # a frame of the latent is of the reference image
+        media=("video", "mask", "reference_images"),
+    ),
+    "skyreels-v2-i2v": TinyPipeline(
+        "SkyReelsV2ImageToVideoPipeline",
+        lambda: make("SkyReelsV2Transformer3DModel", **WAN_I2V),
+        make_wan_vae,
+        unipc,
+        SIZE,
+        (2, 4, 4),
+        clip_vision,
+        media=("image",),
+    ),
+    "ltx-i2v": TinyPipeline(
+        "LTXImageToVideoPipeline",
+        make_ltx,
+        make_ltx_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT,
+        (2, 4, 4),
+        media=("image",),
+    ),
+    "ltx-condition": TinyPipeline(
+        "LTXConditionPipeline",
+        make_ltx,
+        make_ltx_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | {"num_frames": 9},
+        (3, 4, 4),
+        media=("image",),
+    ),
+}
+
+
+def scene(seed: int) -> list[Image.Image]:
+    """The frames of a clip from the demos' world, 32×32."""
+    generator = torch.Generator().manual_seed(seed)
+    frames = render(Scene.parse("a red square moves left on a grey background"), generator)
+    return [Image.fromarray(frame.numpy()) for frame in frames]
+
+
+def write_image(path: Path, seed: int = 0) -> Path:
+    """An image, 32×32."""
+    scene(seed)[0].save(path)
+    return path
+
+
+def write_video(path: Path, frames: int, seed: int = 0) -> Path:
+    """A video of `frames` frames, 32×32."""
+    shown = (scene(seed) * frames)[:frames]
+    write_mp4(path, np.stack([np.asarray(frame) for frame in shown]), 8)
+    return path
+
+
+def with_media(prompts: Sequence[str], media: Sequence[str], folder: Path, frames: int = 5) -> list[str]:
+    """The prompts, each with files of its own in `folder` for the arguments `media`."""
+    made = []
+    for number, prompt in enumerate(prompts):
+        files = {}
+        for name in media:
+            if "image" in name:
+                files[name] = write_image(folder / f"{name}-{number}.png", number)
+            else:
+                files[name] = write_video(folder / f"{name}-{number}.mp4", frames, number)
+        made.append(Prompt(prompt, **files) if files else prompt)
+    return made
