@@ -7,7 +7,7 @@ import psutil
 import pytest
 from tiny import CALL, PROMPTS, cheap
 
-from s2q.cli_work import fitting_stream
+from s2q.cli_open import fitting_stream
 from s2q.fitting import TooLargeError, choose_stream, free_disk, free_memory
 from s2q.planning import Plan, plan
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from s2q.cli_bench import bench
 from s2q.cli_compare import compare
 from s2q.cli_export import export
+from s2q.cli_open import fitting_stream, open_for
 from s2q.cli_options import (
     BitsOption,
     ClipsOption,
@@ -43,8 +44,6 @@ from s2q.cli_work import (
     comparison_prompts,
     earlier_of,
     evaluate_and_print,
-    fitting_stream,
-    open_for,
     prepare,
     print_reused,
     write_summary,

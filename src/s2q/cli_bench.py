@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from s2q.cli_open import chosen_device
 from s2q.cli_options import BitsOption, DeviceOption, JsonOption
-from s2q.cli_work import chosen_device, write_summary
+from s2q.cli_work import write_summary
 from s2q.messages import console
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from s2q.cli_open import open_for
 from s2q.cli_options import (
     DeviceOption,
     DtypeOption,
@@ -19,7 +20,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
-from s2q.cli_work import calibration_file, comparison_prompts, open_for, say_if_fewer
+from s2q.cli_work import calibration_file, comparison_prompts, say_if_fewer
 from s2q.messages import console
 
 

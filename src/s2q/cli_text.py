@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
+from s2q.cli_open import chosen_device
 from s2q.cli_options import DeviceOption, JsonOption, Overrides, PromptsOption, SeedOption, Source
-from s2q.cli_work import chosen_device, write_summary
+from s2q.cli_work import write_summary
 from s2q.messages import console, print_storage, size
 
 BITS = "W4A16"

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from s2q.cli_attention import attending, check_attention
+from s2q.cli_open import chosen_device, open_for
 from s2q.cli_options import (
     AestheticClipOption,
     AestheticOption,
@@ -32,16 +33,7 @@ from s2q.cli_options import (
     WidthOption,
     call_of,
 )
-from s2q.cli_work import (
-    check_for,
-    chosen_device,
-    comparison_prompts,
-    evaluate_and_print,
-    measures,
-    open_for,
-    prompt_with,
-    write_summary,
-)
+from s2q.cli_work import check_for, comparison_prompts, evaluate_and_print, measures, prompt_with, write_summary
 from s2q.messages import console
 
 
