@@ -85,7 +85,7 @@ def test_the_product_can_decline_an_input_of_its_own_backend(linear, x, monkeypa
 
 @needs_native
 def test_native_codes_are_multiplied_by_torch_too(linear, x) -> None:
-    native, torchs = dispatch.BACKENDS
+    native, _, torchs = dispatch.BACKENDS
     choice = dispatch.Choice(linear.problem(x), native, torchs, ())
     inputs = dispatch.quantize_input(choice, x, linear.input_transform())
     y = dispatch.multiply(choice, inputs, linear.packed_weight(), linear.bias, None)

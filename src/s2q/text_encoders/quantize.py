@@ -134,7 +134,7 @@ def _write(
     model_class = type(encoder.model).__name__
     config = json.loads((encoder.folder / "config.json").read_text(encoding="utf-8"))
     pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
-    card = model_card(source, model_class, pipeline, spec, storage.to_dict(), encoder.part)
+    card = model_card(source, model_class, pipeline, spec, storage.to_dict(), part=encoder.part)
     told = {key: settings[key] for key in ("pipeline", "part", "recipe", "prompts", "device", "call")}
     told |= {"settings": fingerprint(settings), "storage": storage.to_dict()}
     config |= {"architectures": [model_class]}

@@ -4,6 +4,7 @@ Triton itself is imported when a kernel is first needed, not before.
 """
 
 import importlib.util
+import os
 from functools import cache
 
 import torch
@@ -129,13 +130,18 @@ class TritonBackend:
         """Where its kernels run."""
         return "Triton" if torch.cuda.is_available() else "Triton's interpreter"
 
+    def _why_not(self, problem: Problem) -> str | None:
+        if problem.device.type == "cpu" and os.environ.get("S2Q_BACKEND") != self.name:
+            return "on the CPU it is interpreted, for tests that demand it"
+        return why_not(problem.device, problem.dtype)
+
     def why_not_quantize(self, problem: Problem) -> str | None:
         """None if `quantize_input` takes this problem, else why not."""
         shapes = ((n, n) for n in problem.kronecker or ())
         factors = [torch.empty(shape, device="meta") for shape in shapes] or [None, None]
         tokens = torch.empty(problem.rows, problem.columns, device="meta")
         return (
-            why_not(problem.device, problem.dtype)
+            self._why_not(problem)
             or _why_not_transform(tokens, InputTransform(None, *factors))
             or _too_long(problem.columns // problem.acts.groups)
         )
@@ -147,7 +153,7 @@ class TritonBackend:
 
     def why_not_multiply(self, problem: Problem) -> str | None:
         """None if `multiply` takes this problem, else why not."""
-        return why_not(problem.device, problem.dtype) or (None if problem.rows else "there are no tokens")
+        return self._why_not(problem) or (None if problem.rows else "there are no tokens")
 
     def multiply(
         self,
