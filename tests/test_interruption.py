@@ -33,8 +33,9 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(pipeline: Path, prompts: Path, folder: Path, strike: Strike | None = None, *more: str) -> Finished:
-    """`s2q run` on the tiny pipeline into `folder`/out."""
+    """`s2q run` on the tiny pipeline into `folder`/out, by the recipe that goes through every stage."""
     sets = [word for change in CHEAP for word in ("--set", change)]
+    sets += ["--recipe", "s2q_vdit"]
     size = ["--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--device", "cpu"]
     arguments = ["run", pipeline, "-o", folder / "out", "--prompts", prompts, *sets, *size, "--clips", "1", *more]
     return run_s2q(arguments, folder / "logs", strike)
