@@ -176,4 +176,4 @@ def test_a_second_where_the_pipeline_has_none_is_refused(family_pipelines: dict[
 def test_evaluate_without_a_quantized_transformer_says_what_to_give(folder: Path, tmp_path: Path) -> None:
     finished = run_s2q(["evaluate", folder, "--device", "cpu"], tmp_path / "logs")
     assert finished.status == 2
-    assert "give --transformer, --transformer-2, or both" in " ".join(finished.err.split())
+    assert "give --transformer, --transformer-2, --text-encoder, or several" in " ".join(finished.err.split())
