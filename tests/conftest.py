@@ -1,6 +1,6 @@
 """What tests share: a tiny pipeline, its trajectories, and transformers quantized from it, each made once a session."""
 
-import interpreter  # noqa: F401
+import environment  # noqa: F401
 
 # isort: split
 from collections.abc import Callable

@@ -23,7 +23,7 @@ def device() -> str:
     return "cuda" if ON_GPU else "cpu"
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _without_overflow_checks() -> None:
     """The interpreter would repeat each integer operation in 64 bits, which takes half of all its time."""
     if not ON_GPU:
@@ -31,7 +31,7 @@ def _without_overflow_checks() -> None:
         interpreter.interpreter_builder.options = interpreter.InterpreterOptions(sanitize_overflow=False)
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _poisoned() -> Iterator[None]:
     """`torch.empty` gives what a kernel must not leave behind: NaN, or the bytes of 0x5B."""
 
