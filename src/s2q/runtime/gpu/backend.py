@@ -52,25 +52,21 @@ def why_not(device: torch.device, *dtypes: torch.dtype) -> str | None:
 
 def why_not_quantize(x: Tensor, transform: InputTransform, acts: ActFormat) -> str | None:
     """None if `quantize_input` takes these tokens [M, K], else the reason why not."""
-    return why_not(x.device, x.dtype) or _why_not_transform(x, transform) or _too_long(x.shape[1] // acts.groups)
+    kronecker = None if transform.left is None else (transform.left.shape[0], transform.right.shape[0])
+    return why_not(x.device, x.dtype) or _why_not_tokens(*x.shape, kronecker, acts.groups)
 
 
-def _why_not_transform(x: Tensor, transform: InputTransform) -> str | None:
+def _why_not_tokens(rows: int, columns: int, kronecker: tuple[int, int] | None, groups: int) -> str | None:
     from s2q.runtime.gpu import tokens
 
-    if not x.numel():
+    if not rows * columns:
         return "there are no tokens"
-    if transform.left is not None and not tokens.fits(transform.left, transform.right):
-        return f"a token of {transform.left.shape[0]} × {transform.right.shape[0]} values is too large for one program"
+    if kronecker is not None and not tokens.fits(*kronecker):
+        return f"a token of {kronecker[0]} × {kronecker[1]} values is too large for one program"
+    size = columns // groups
+    if size > tokens.LARGEST_TOKEN:
+        return f"{size} values with one step are too many for one program: at most {tokens.LARGEST_TOKEN}"
     return None
-
-
-def _too_long(size: int) -> str | None:
-    from s2q.runtime.gpu import tokens
-
-    if size <= tokens.LARGEST_TOKEN:
-        return None
-    return f"{size} values with one step are too many for one program: at most {tokens.LARGEST_TOKEN}"
 
 
 def quantize_input(x: Tensor, transform: InputTransform, acts: ActFormat, keep_values: bool = False) -> QuantizedInput:
@@ -137,14 +133,8 @@ class TritonBackend:
 
     def why_not_quantize(self, problem: Problem) -> str | None:
         """None if `quantize_input` takes this problem, else why not."""
-        shapes = ((n, n) for n in problem.kronecker or ())
-        factors = [torch.empty(shape, device="meta") for shape in shapes] or [None, None]
-        tokens = torch.empty(problem.rows, problem.columns, device="meta")
-        return (
-            self._why_not(problem)
-            or _why_not_transform(tokens, InputTransform(None, *factors))
-            or _too_long(problem.columns // problem.acts.groups)
-        )
+        sizes = (problem.rows, problem.columns, problem.kronecker, problem.acts.groups)
+        return self._why_not(problem) or _why_not_tokens(*sizes)
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
         """Transform and quantize x [M, K]."""

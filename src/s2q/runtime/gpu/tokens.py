@@ -147,9 +147,9 @@ def _rows_kernel(x, channel, clip, limits, values, codes, scale, zero,
         tl.store(zero + token * GROUPS + group, offset, group < GROUPS)
 
 
-def fits(left: Tensor, right: Tensor) -> bool:
-    """Whether one program can hold a token of this Kronecker transform."""
-    return padded(left.shape[0]) * padded(right.shape[0]) <= LARGEST_TOKEN
+def fits(n1: int, n2: int) -> bool:
+    """Whether one program can hold a token behind a Kronecker transform of these sides."""
+    return padded(n1) * padded(n2) <= LARGEST_TOKEN
 
 
 def _step(size: int) -> int:
