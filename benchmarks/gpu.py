@@ -27,17 +27,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from s2q import random_model
 from s2q.checkpoint import SchemeSpec
 from s2q.models.blocks import joined_tokens, record_calls, replay
 from s2q.models.lookup import resolve
 from s2q.numerics.kronecker import kronecker_factors
 from s2q.quantization.block import calibrate_block
 from s2q.quantization.objective import BlockSample
-from s2q.quantization.schemes import scheme_for, scheme_spec
+from s2q.random_model import fill
 from s2q.recipe import Recipe
 from s2q.recipes import get_recipe, override
 from s2q.runtime.dispatch import choose, multiply, quantize_input
-from s2q.runtime.linear import QuantLinear, SharedInput
+from s2q.runtime.linear import QuantLinear
 from s2q.storage import write_json
 
 NO_GPU = 2
@@ -109,27 +110,6 @@ def interleaved(candidates: dict[str, Callable[[], Any]], device: str, repeats: 
             if repeat:
                 times[name].append(seconds)
     return {name: statistics.median(values) for name, values in times.items()}
-
-
-@torch.no_grad()
-def fill(module: nn.Module, device: str) -> nn.Module:
-    """Move a module from the meta device to `device`, with random values that keep what passes at its size."""
-    module.to_empty(device=device)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        leaf = name.rpartition(".")[2]
-        if leaf == "weight_packed" or leaf == "weight_zero_point":
-            tensor.random_(-(2**31), 2**31 - 1)
-        elif leaf in ("input_left", "input_right"):
-            tensor.copy_(torch.eye(len(tensor)))
-        elif leaf == "weight_scale":
-            tensor.fill_(0.01)
-        elif leaf in ("input_scale", "input_clip") or ("norm" in name and leaf == "weight"):
-            tensor.fill_(1.0)
-        elif tensor.is_floating_point():
-            tensor.normal_(std=tensor.shape[-1] ** -0.5 if tensor.ndim > 1 else 0.02)
-        else:
-            tensor.zero_()
-    return module
 
 
 def linear_of(columns: int, outputs: int, bits: tuple[int, int], device: str, **changes: Any) -> QuantLinear:
@@ -219,19 +199,7 @@ def inputs_of(
 
 def empty_model(kind: str, config: dict[str, Any], recipe: Recipe | None) -> nn.Module:
     """A bfloat16 transformer on the meta device; with a recipe, its linears packed as that recipe packs them."""
-    with torch.device("meta"):
-        model = getattr(diffusers, kind)(**config).to(torch.bfloat16).eval()
-    family = resolve(model)
-    for _, block in family.blocks(model) if recipe is not None else []:
-        for group in family.groups(block, recipe.keep_float):
-            shared = SharedInput(len(group)) if len(group) > 1 else None
-            for name in group:
-                old = block.get_submodule(name)
-                spec = scheme_spec(scheme_for(recipe, family, name), old.in_features)
-                new = QuantLinear(old.in_features, old.out_features, old.bias is not None, spec, "meta", torch.bfloat16)
-                new.shared_input = shared
-                block.set_submodule(name, new)
-    return model
+    return random_model.empty_model(getattr(diffusers, kind), config, recipe, torch.bfloat16)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ from torch import Tensor
 from s2q.card import CARD_NAME, model_card
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
 from s2q.models.pipelines import OpenPipeline, weight_files
-from s2q.quantization.schemes import scheme_for, scheme_spec
+from s2q.quantization.schemes import merged, scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.shards import PATTERN, float_checksum, write_weights
 from s2q.storage import fingerprint, read_json, replacing_folder, write_json
@@ -69,12 +69,10 @@ def write_transformer(
     config = _config(opened)
     quantized, spec = collect(opened, recipe, workspace)
     kept, storage = storage_of(opened, quantized, spec)
-    source, classes = (
-        None if opened.folder is None else opened.source,
-        (config["_class_name"], type(opened.pipe).__name__),
-    )
-    card = model_card(source, *classes, spec, storage.to_dict(), part=opened.part)
-    noted = provenance | {"storage": storage.to_dict(), "pipeline_class": classes[1]}
+    source = None if opened.folder is None else opened.source
+    pipeline_class = type(opened.pipe).__name__
+    card = model_card(source, config["_class_name"], pipeline_class, spec, storage.to_dict(), part=opened.part)
+    noted = provenance | {"storage": storage.to_dict(), "pipeline_class": pipeline_class}
     write_folder(out, config, spec, kept, quantized, card, noted, diffusers)
     return storage
 
@@ -145,28 +143,20 @@ def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple
     """All quantized tensors by full name, and the configuration that describes them."""
     tensors: dict[str, Tensor] = {}
     shared: list[tuple[str, ...]] = []
-    schemes: dict[str, tuple[SchemeSpec, dict[str, str], dict[str, tuple[int, int]]]] = {}
+    linears: list[tuple[str, SchemeSpec, str]] = []
     for index, (block_name, _) in enumerate(opened.family.blocks(opened.transformer)):
         groups = workspace.block_metadata(index)["groups"]
         shared += [tuple(f"{block_name}.{name}" for name in group) for group in groups if len(group) > 1]
         for name, named in workspace.read_block(index).items():
             full = f"{block_name}.{name}"
             tensors |= {f"{full}.{key}": tensor for key, tensor in named.items()}
-            columns = int(named["weight_shape"][1])
-            described = scheme_spec(scheme_for(recipe, opened.family, name), columns)
-            # Linears of all widths under one scheme: the same but for the Kronecker factors of their width.
-            key = described.model_copy(update={"kronecker_factors": {}}).model_dump_json()
-            _, targets, factors = schemes.setdefault(key, (described, {}, {}))
-            targets[full] = checksum(named)
-            factors |= described.kronecker_factors
+            described = scheme_spec(scheme_for(recipe, opened.family, name), int(named["weight_shape"][1]))
+            linears.append((full, described, checksum(named)))
     spec = QuantizationSpec(
         recipe=recipe.name,
         bits=recipe.bits,
         producer=f"s2q {VERSION}",
-        schemes=tuple(
-            described.model_copy(update={"targets": targets, "kronecker_factors": factors})
-            for described, targets, factors in schemes.values()
-        ),
+        schemes=merged(linears),
         shared_inputs=tuple(shared),
     )
     return tensors, spec

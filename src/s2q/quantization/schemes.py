@@ -1,5 +1,7 @@
 """Which scheme a linear has, and how the checkpoint describes it."""
 
+from collections.abc import Iterable
+
 from s2q.checkpoint import SchemeSpec
 from s2q.models.family import Family
 from s2q.quantization.transforms import rotation_factors
@@ -31,4 +33,22 @@ def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
         low_rank_on_codes=scheme.low_rank is not None and scheme.low_rank.input == "quantized",
         kronecker_factors={} if factors is None else {str(columns): factors},
         targets={},
+    )
+
+
+def merged(linears: Iterable[tuple[str, SchemeSpec, str]]) -> tuple[SchemeSpec, ...]:
+    """The schemes of a checkpoint: linears of all widths stand under one that is the same but for their Kronecker factors.
+
+    Args:
+        linears: full name, description by `scheme_spec`, and checksum of each.
+    """
+    schemes: dict[str, tuple[SchemeSpec, dict[str, str], dict[str, tuple[int, int]]]] = {}
+    for name, described, checksum in linears:
+        key = described.model_copy(update={"kronecker_factors": {}}).model_dump_json()
+        _, targets, factors = schemes.setdefault(key, (described, {}, {}))
+        targets[name] = checksum
+        factors |= described.kronecker_factors
+    return tuple(
+        described.model_copy(update={"targets": targets, "kronecker_factors": factors})
+        for described, targets, factors in schemes.values()
     )
