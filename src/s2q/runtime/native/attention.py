@@ -3,15 +3,13 @@
 import ctypes
 import importlib.util
 import math
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from s2q.runtime.attention_reference import KEYS, Means
+from s2q.runtime.native.library import share_out, why_not_there
 
 VERSION = 1
 MODULE = "s2q.runtime.native._attention"
@@ -66,13 +64,7 @@ def why_not() -> str | None:
     Raises:
         RuntimeError: S2Q_BACKEND is native, and there is no native code.
     """
-    wanted = os.environ.get("S2Q_BACKEND", "")
-    if wanted in ("torch", "triton"):
-        return f"S2Q_BACKEND is {wanted}"
-    library = _load()
-    if isinstance(library, str) and wanted == "native":
-        raise RuntimeError(f"S2Q_BACKEND is native, but the native code is {library}")
-    return library if isinstance(library, str) else None
+    return why_not_there(_load)
 
 
 def instruction_sets() -> list[str]:
@@ -133,23 +125,9 @@ def int8_attention(
         (library.s2q_attention_pack, rows),
         (library.s2q_attention_run, rows * -(-queries // QUERIES)),
     ):
-        _share_out(
+        share_out(
             lambda start, stop, function=function: function(ctypes.addressof(attention), chosen, start, stop),
             count,
             threads,
         )
     return out
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="s2q-attention")
-
-
-def _share_out(part: Callable[[int, int], int], count: int, threads: int) -> None:
-    """Call `part` on ranges that together are `count`; it returns 0, or 1 if there is no memory."""
-    threads = min(threads, count)
-    bounds = [count * index // threads for index in range(threads + 1)]
-    done = map(part, bounds[:-1], bounds[1:]) if threads == 1 else _pool().map(part, bounds[:-1], bounds[1:])
-    if any(list(done)):
-        raise MemoryError("no memory for a tile of attention")

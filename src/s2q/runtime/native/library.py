@@ -63,8 +63,8 @@ def _load() -> ctypes.CDLL | str:
     return library
 
 
-def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
-    """None if the native code takes tensors of this kind, else the reason why not.
+def why_not_there(load: Callable[[], ctypes.CDLL | str]) -> str | None:
+    """None if the library that `load` gives is to be used, else the reason why not.
 
     The variable S2Q_BACKEND decides beforehand: `torch` and `triton` leave the native code out, `native` demands it.
 
@@ -74,11 +74,21 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     wanted = os.environ.get("S2Q_BACKEND", "")
     if wanted in ("torch", "triton"):
         return f"S2Q_BACKEND is {wanted}"
-    library = _load()
-    if isinstance(library, str):
-        if wanted == "native":
-            raise RuntimeError(f"S2Q_BACKEND is native, but the native code is {library}")
-        return library
+    library = load()
+    if isinstance(library, str) and wanted == "native":
+        raise RuntimeError(f"S2Q_BACKEND is native, but the native code is {library}")
+    return library if isinstance(library, str) else None
+
+
+def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
+    """None if the native code takes tensors of this kind, else the reason why not.
+
+    Raises:
+        RuntimeError: see `why_not_there`.
+    """
+    missing = why_not_there(_load)
+    if missing is not None:
+        return missing
     if device.type != "cpu":
         return f"it runs on the CPU, not on {device.type}"
     return None if dtype in KINDS else f"it takes float32 and bfloat16, not {dtype}"
@@ -200,12 +210,17 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def share(part: Callable[[int, int], int], count: int, work: int) -> None:
-    """Call `part` on ranges that together are `count`, on as many threads as `work` is worth.
+    """Call `part` on ranges that together are `count`, on as many threads as `work` is worth, see `share_out`."""
+    share_out(part, count, 1 if work < 2 * WORTH_A_THREAD else min(torch.get_num_threads(), work // WORTH_A_THREAD))
+
+
+def share_out(part: Callable[[int, int], int], count: int, threads: int) -> None:
+    """Call `part` on ranges that together are `count`, one a thread.
 
     Raises:
         MemoryError: a `part` returned other than 0.
     """
-    threads = 1 if work < 2 * WORTH_A_THREAD else min(torch.get_num_threads(), work // WORTH_A_THREAD, count)
+    threads = min(threads, count)
     if threads <= 1:
         failed = count > 0 and part(0, count)
     else:
