@@ -18,7 +18,7 @@ from s2q.progress import Progress, as_progress
 from s2q.prompts import calibration_prompts
 from s2q.recipe import Recipe
 from s2q.recipes import DEFAULT, get_recipe, override
-from s2q.reuse import check_reuse, open_earlier, read_note
+from s2q.reuse import read_note
 from s2q.runtime.diffusers import install
 
 
@@ -109,11 +109,7 @@ def _in_memory(
         raise PipelineError("the transformer's blocks are on disk (stream): give out=, or open it with stream=False")
     if work is None and os.environ.get("WORLD_SIZE", "1") != "1":
         raise ValueError("several processes work on this run: give work=, a folder that all of them see")
-    prompts = run.checked_prompts(opened, recipe, prompts)
-    earlier = None if reuse is None else open_earlier(reuse)
-    if earlier is not None:
-        check_reuse(earlier, opened, recipe, prompts, seed)
-    chosen = run.settings(opened, recipe, prompts, seed, earlier)
+    prompts, earlier, chosen = run.prepared(opened, recipe, prompts, seed, reuse)
     with tempfile.TemporaryDirectory(prefix="s2q-") as temporary:
         folder = work or Path(temporary)
         calibration = run.calibrated(opened, recipe, prompts, chosen, folder, None, earlier, progress)

@@ -81,6 +81,21 @@ def checked_prompts(opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str]
     return prompts
 
 
+def prepared(
+    opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed: int, reuse: Path | Earlier | None
+) -> tuple[list[str], Earlier | None, dict[str, Any]]:
+    """The prompts that are recorded, the run that is reused, and the `settings`, once all have been seen to go together.
+
+    Raises:
+        ValueError: see `checked_prompts`, `open_earlier` and `check_reuse`.
+    """
+    prompts = checked_prompts(opened, recipe, prompts)
+    earlier = open_earlier(reuse) if isinstance(reuse, Path) else reuse
+    if earlier is not None:
+        check_reuse(earlier, opened, recipe, prompts, seed)
+    return prompts, earlier, settings(opened, recipe, prompts, seed, earlier)
+
+
 def quantize(
     opened: OpenPipeline,
     recipe: Recipe,
@@ -111,11 +126,7 @@ def quantize(
         ValueError: too few prompts or candidates, prompts that the pipeline cannot be called with, a folder that holds
             another run, or one that cannot be reused.
     """
-    prompts = checked_prompts(opened, recipe, prompts)
-    earlier = open_earlier(reuse) if isinstance(reuse, Path) else reuse
-    if earlier is not None:
-        check_reuse(earlier, opened, recipe, prompts, seed)
-    chosen = settings(opened, recipe, prompts, seed, earlier)
+    prompts, earlier, chosen = prepared(opened, recipe, prompts, seed, reuse)
     work = work or out.with_name(out.name + ".work")
     if check_output(out, fingerprint(chosen)):
         return _done(out, Workspace(work), read_json(work / SECONDS_NAME) or {})
