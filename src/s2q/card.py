@@ -106,8 +106,13 @@ def _measures(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     names = (("motion_ratio", "motion, of full precision's"), ("flicker_ratio", "flicker, of full precision's"))
     rows += [(said, f"{fidelity[key]:.3f}") for key, said in names if fidelity.get(key) is not None]
+    return rows + judged(report)
+
+
+def judged(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name and value of what learned measures and VBench say of the clips, before and after where both are known."""
     learned = (report.get("learned") or {}).get("measures", {})
-    rows += [(name, f"{row['float']:.4f} → {row['quantized']:.4f}") for name, row in learned.items()]
+    rows = [(name, f"{row['float']:.4f} → {row['quantized']:.4f}") for name, row in learned.items()]
     scores = (report.get("vbench") or {}).get("scores", {})
     for dimension, score in scores.get("quantized", {}).items():
         before = scores.get("float", {}).get(dimension)

@@ -174,6 +174,7 @@ def evaluate_and_print(
         more: as `measures` gives it, or of the run.
     """
     from s2q.assessment import evaluate as run_evaluate
+    from s2q.card import judged
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
@@ -205,11 +206,7 @@ def evaluate_and_print(
     for name in ("motion_ratio", "flicker_ratio"):
         if fidelity[name] is not None:
             rows[name.replace("_", " ")] = f"{fidelity[name]:.3f}"
-    for name, row in (report["learned"] or {}).get("measures", {}).items():
-        rows[name] = f"{row['float']:.4f} → {row['quantized']:.4f}"
-    for dimension, score in (report["vbench"] or {"scores": {"quantized": {}}})["scores"]["quantized"].items():
-        before = report["vbench"]["scores"].get("float", {}).get(dimension)
-        rows[f"VBench {dimension}"] = f"{before:.2f} → {score:.2f}" if before is not None else f"{score:.2f}"
+    rows |= dict(judged(report))
     for name, score in (report["readback"] or {}).get("float", {}).items():
         rows[f"read back: {name}"] = f"{100 * score:.1f} % → {100 * report['readback']['quantized'][name]:.1f} %"
     table(f"{report['recipe']} {report['bits']}", rows)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from awkward import rows
 from definition import defined
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -34,26 +35,6 @@ def each_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     library.use(request.param)
     yield request.param
     library.use(None)
-
-
-def rows(shape: tuple[int, int], kind: str, dtype: torch.dtype, seed: int) -> Tensor:
-    """Tokens of a kind that has gone wrong before, or could."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if kind == "zeros":
-        x[::2] = 0
-    elif kind == "ties":  # halves of a step, which round to even
-        x = (x * 16).round() / 2
-    elif kind == "outlier":
-        x[:, 0] *= 1e4
-    elif kind == "tiny":
-        x *= 1e-30
-    elif kind == "denormal":
-        x *= 1e-38
-    elif kind == "huge":
-        x *= 1e32
-    elif kind == "positive":
-        x = x.abs()
-    return x.to(dtype)
 
 
 def asked(x: Tensor, acts: ActFormat, outputs: int = 1, **more) -> Problem:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from awkward import rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,22 +15,6 @@ from s2q.runtime.reference import ActFormat, InputTransform, QuantizedInput, inp
 # Input widths of CogVideoX-2B and -5B, Wan-1.3B and -14B, HunyuanVideo.
 WIDTHS = (1920, 7680, 3072, 12288, 1536, 8960, 5120, 13824, 15360)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def rows(shape: tuple[int, int], kind: str = "normal", dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    """Tokens of a kind that could go wrong."""
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    if kind == "zeros":
-        x[::2] = 0
-    elif kind == "ties":  # halves of a step, which round to even
-        x = (x * 16).round() / 2
-    elif kind == "outlier":
-        x[:, 0] *= 1e4
-    elif kind == "tiny":
-        x *= 1e-30
-    elif kind == "positive":
-        x = x.abs()
-    return x.to(dtype)
 
 
 def on(device: str, transform: InputTransform) -> InputTransform:
