@@ -15,7 +15,8 @@ from transformers import T5Config, T5EncoderModel, T5Tokenizer
 from s2q.checkpoint import SchemeSpec
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack, unpack
-from s2q.numerics.quantizer import fake_quantize, group_count, integer_range
+from s2q.numerics.quantizer import group_count, integer_range
+from s2q.numerics.straight_through import fake_quantize
 from s2q.recipe import Recipe
 from s2q.recipes import get_recipe, override
 from s2q.runtime.linear import QuantLinear

@@ -3,7 +3,8 @@
 import torch
 
 from s2q.numerics.lowrank import output_error, split_low_rank, truncated_svd
-from s2q.numerics.quantizer import fake_quantize, row_scale
+from s2q.numerics.quantizer import row_scale
+from s2q.numerics.straight_through import fake_quantize
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:

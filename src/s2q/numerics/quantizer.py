@@ -114,36 +114,3 @@ def dequantize(codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tens
     if zero is not None:
         values = values - per_value(zero, values)
     return values * per_value(scale, values)
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """One pass forward and one back, where autograd's own graph of the same would take a dozen of each."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor, zero: Tensor | None, smallest: int, largest: int) -> Tensor:
-        ratio = x / scale
-        codes = ratio.round() if zero is None else ratio.round().add_(zero)
-        clamped = codes.clamp(smallest, largest)
-        inside = codes == clamped
-        whole = clamped if zero is None else clamped - zero
-        ctx.save_for_backward(ratio, whole, inside)
-        ctx.scale_shape = scale.shape
-        return whole * scale
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        ratio, whole, inside = ctx.saved_tensors
-        passed = gradient * inside
-        to_scale = None
-        if ctx.needs_input_grad[1]:
-            to_scale = (gradient * whole).sub_(passed * ratio).sum_to_size(ctx.scale_shape)
-        return passed, to_scale, None, None, None
-
-
-def fake_quantize(x: Tensor, scale: Tensor, bits: int, zero: Tensor | None = None) -> Tensor:
-    """Quantize and go back, with the straight-through gradient of rounding.
-
-    Gradients reach `x` where it is not clipped, and `scale` everywhere, which is how clipping is learned.
-    The value equals ``dequantize(quantize(x, scale, bits, zero), scale, zero)`` bit for bit.
-    """
-    return _FakeQuantize.apply(x, per_value(scale, x), per_value(zero, x), *integer_range(bits))

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from s2q.numerics.quantizer import dequantize, fake_quantize, grid, group_count, integer_range, per_value
+from s2q.numerics.quantizer import dequantize, grid, group_count, integer_range, per_value
 from s2q.numerics.rounding import initial_logit, soft_round_up
+from s2q.numerics.straight_through import fake_quantize, fake_quantize_rows
 from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform, logit_of
 from s2q.recipe import LinearScheme
 
@@ -78,7 +79,10 @@ class SimulatedLinear(nn.Module):
         """Step size and zero point of what is rounded, [N, G] each; None on symmetric grids."""
         if self.scheme.weight_clip == "mse":
             return self._least_error_grid(remainder)
-        return self._grid(remainder, 1.0 if self.clip_logit is None else self.clip_logit.sigmoid())
+        return self._grid(remainder, self._clip())
+
+    def _clip(self) -> Tensor | float:
+        return 1.0 if self.clip_logit is None else self.clip_logit.sigmoid()
 
     def _grid(self, weight: Tensor, clip: Tensor | float) -> tuple[Tensor, Tensor | None]:
         return grid(weight, self.weight_bits, self.scheme.symmetric_weights, clip, self.groups)
@@ -99,8 +103,10 @@ class SimulatedLinear(nn.Module):
         """[N, K] on the grid, with straight-through gradients; between its two neighbours while AdaRound learns."""
         if self.round_logit is not None:
             return dequantize(self.chosen_codes(soft_round_up(self.round_logit)), *self.round_grid)
-        scale, zero = self.weight_grid(remainder)
-        return fake_quantize(remainder, scale, self.weight_bits, zero)
+        if self.scheme.weight_clip == "mse":
+            scale, zero = self._least_error_grid(remainder)
+            return fake_quantize(remainder, scale, self.weight_bits, zero)
+        return fake_quantize_rows(remainder, self.weight_bits, self.scheme.symmetric_weights, self._clip(), self.groups)
 
     def _simulated_weight(self) -> Tensor:
         """[N, K] as inference will use it; made once for all passes between which nothing is learned."""

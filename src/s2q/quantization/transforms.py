@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from s2q.numerics.hadamard import hadamard_factors, hadamard_pair
 from s2q.numerics.kronecker import cayley, kronecker_apply, kronecker_factors, random_orthogonal
-from s2q.numerics.quantizer import fake_quantize, group_count
+from s2q.numerics.quantizer import group_count
+from s2q.numerics.straight_through import fake_quantize, fake_quantize_rows
 from s2q.recipe import LinearScheme
 from s2q.runtime.reference import ActFormat, InputTransform, input_grid, transform_input
 
@@ -171,9 +172,15 @@ class SharedTransform(nn.Module):
         if self.acts is None:
             return values
         if self._rounded is None:
-            scale, zero = input_grid(values, self.input_transform(), self.acts)
-            self._rounded = fake_quantize(values, scale, self.acts.bits, zero)
+            self._rounded = self._rounding(values)
         return self._rounded
+
+    def _rounding(self, values: Tensor) -> Tensor:
+        if self.range is None:
+            clip = self.fixed_clip if self.clip_logit is None else self.clip_logit.sigmoid()
+            return fake_quantize_rows(values, self.acts.bits, self.acts.symmetric, clip, self.acts.groups)
+        scale, zero = input_grid(values, self.input_transform(), self.acts)
+        return fake_quantize(values, scale, self.acts.bits, zero)
 
     def forget(self) -> None:
         """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""
