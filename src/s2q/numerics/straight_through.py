@@ -1,7 +1,8 @@
 """Rounding in floating point with straight-through gradients, for what is learned.
 
 Values equal those of `s2q.numerics.quantizer` bit for bit. Each function is one node of autograd's graph, keeps no more
-than its inputs for the way back, and makes no tensors of booleans, which are slow on CPUs: learning spends much of its time here.
+than its inputs for the way back, and makes no tensors of booleans, which are slow on CPUs: much of the time of learning is
+spent here.
 """
 
 import torch
