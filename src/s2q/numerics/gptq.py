@@ -45,40 +45,54 @@ def gptq_round(
     if not torch.isfinite(hessian).all():
         raise ValueError("the GPTQ Hessian has entries that are not finite: an input of this layer overflowed")
     smallest, largest = integer_range(bits)
-    work = weight.to(torch.float64, copy=True)
-    per_group = weight.shape[1] // scale.shape[1]
-    steps = scale.to(torch.float64)
-    zeros = torch.zeros_like(steps) if zero is None else zero.to(torch.float64)
-    inverse = _inverse_cholesky(hessian.to(torch.float64), damp)
-    codes = torch.empty_like(work)
-    columns = work.shape[1]
+    # Columns of the weight are rows here: what is worked on lies together.
+    work = weight.mT.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    columns = len(work)
+    per_group = columns // scale.shape[1]
+    steps = scale.mT.to(torch.float64).contiguous()
+    zeros = torch.zeros_like(steps) if zero is None else zero.mT.to(torch.float64).contiguous()
+    inverse = _inverse_cholesky(hessian, damp)
+    codes = torch.empty_like(work, dtype=torch.int8)
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
-        errors = torch.empty_like(work[:, start:stop])
+        errors = torch.empty_like(work[start:stop])
         for k in range(start, stop):
-            group = slice(k // per_group, k // per_group + 1)
-            step, offset = steps[:, group], zeros[:, group]
-            code = (work[:, k : k + 1] / step).round_().add_(offset).clamp_(smallest, largest)
-            codes[:, k : k + 1] = code
-            error = (work[:, k : k + 1] - (code - offset) * step) / inverse[k, k]
-            work[:, k + 1 : stop] -= error * inverse[k, k + 1 : stop]
-            errors[:, k - start : k - start + 1] = error
-        work[:, stop:] -= errors @ inverse[start:stop, stop:]
-    return codes.to(torch.int8)
+            step, offset = steps[k // per_group], zeros[k // per_group]
+            code = (work[k] / step).round_().add_(offset).clamp_(smallest, largest)
+            codes[k] = code
+            error = errors[k - start]
+            torch.div(work[k] - code.sub_(offset).mul_(step), inverse[k, k], out=error)
+            work[k + 1 : stop].sub_(inverse[k, k + 1 : stop, None] * error)
+        work[stop:].sub_(inverse[start:stop, stop:].mT @ errors)
+    return codes.mT.contiguous()
 
 
 def _inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
-    """Upper Cholesky factor of the inverse of the damped Hessian; inputs that are always zero are decoupled."""
-    hessian = hessian.clone()
-    diagonal = hessian.diagonal()
-    mean = diagonal.mean().clamp(min=torch.finfo(torch.float64).tiny)
-    diagonal[diagonal == 0] = mean
+    """Upper Cholesky factor U of the inverse of the damped Hessian, UᵀU = H⁻¹; inputs that are always zero are decoupled.
+
+    With J the matrix that turns the order round, J H J = L Lᵀ makes H⁻¹ = (J L⁻¹ J)ᵀ (J L⁻¹ J): one factorization.
+    """
+    mean = hessian.diagonal().to(torch.float64).mean().clamp(min=torch.finfo(torch.float64).tiny)
     for factor in (1, 10, 100, 1000):
-        damped = hessian + torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device) * (factor * damp * mean)
+        damped = hessian.flip(0, 1).to(torch.float64)
+        diagonal = damped.diagonal()
+        diagonal[diagonal == 0] = mean
+        diagonal += factor * damp * mean
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
-            if not failed:
-                return upper
+            _invert_lower(lower)
+            return lower.flip(0, 1)
     raise ValueError(f"the GPTQ Hessian is not positive definite even with {1000 * damp:g} of its mean diagonal added")
+
+
+def _invert_lower(matrix: Tensor) -> None:
+    """Invert a lower triangular matrix in place, by halves: nearly all of it is matrix products."""
+    size = len(matrix)
+    if size <= 128:
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        matrix.copy_(torch.linalg.solve_triangular(matrix, identity, upper=False))
+        return
+    first, second = slice(0, size // 2), slice(size // 2, None)
+    _invert_lower(matrix[first, first])
+    _invert_lower(matrix[second, second])
+    matrix[second, first] = -(matrix[second, second] @ (matrix[second, first] @ matrix[first, first]))
