@@ -6,8 +6,9 @@
 A pipeline folder is made in bfloat16 from the published configuration of the transformer; text encoder and VAE are tiny
 ones of the right interface, for their cost is not what is measured. `s2q quantize --stream` then runs in a process of
 its own, whose peak resident memory is what the operating system says. Calls, samples and epochs are reduced as the
-options say: all of them stand in the results. For T5-XXL it is the other way round: `s2q quantize-text` reads a text encoder
-of the size of google/t5-v1_1-xxl, and the transformer is tiny.
+options say: all of them stand in the results. `--config num_layers=2` makes a model of fewer blocks, where all would take
+hours: memory does not depend on their number. For T5-XXL it is the other way round: `s2q quantize-text` reads a text
+encoder of the size of google/t5-v1_1-xxl, and the transformer is tiny.
 """
 
 import argparse
@@ -122,13 +123,13 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="</s>")
 
 
-def make_pipeline(folder: Path, name: str) -> None:
-    """Write the pipeline folder of one of `MODELS` or `TEXT_ENCODERS`, unless it is there."""
+def make_pipeline(folder: Path, name: str, changes: dict[str, int]) -> None:
+    """Write the pipeline folder of one of `MODELS` or `TEXT_ENCODERS`, its configuration changed, unless it is there."""
     if (folder / "model_index.json").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(0)
-    config, tokenizer = MODELS.get(name, TINY_TRANSFORMER), _tokenizer()
+    config, tokenizer = MODELS.get(name, TINY_TRANSFORMER) | changes, _tokenizer()
     channels = {"latent_channels": 16, "block_out_channels": (8, 8, 8, 8), "norm_num_groups": 4, "layers_per_block": 1}
     if config["_class_name"] == COGVIDEOX["_class_name"]:
         text = T5EncoderModel(T5Config(vocab_size=64, d_model=4096, d_kv=8, d_ff=8, num_layers=1, num_heads=2))
@@ -167,15 +168,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--samples", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument(
+        "--config", nargs="+", default=[], metavar="NAME=NUMBER", help="of the transformer, in place of its own"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("runs/real-size"))
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
     arguments = parser.parse_args()
-    source = arguments.folder / arguments.model
-    make_pipeline(source, arguments.model)
+    name = "-".join([arguments.model, *arguments.config])
+    source = arguments.folder / name
+    changes = {key: int(value) for key, _, value in (change.partition("=") for change in arguments.config)}
+    make_pipeline(source, arguments.model, changes)
     prompts = arguments.folder / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
-    out = arguments.folder / f"{arguments.model}-{arguments.recipe}"
+    out = arguments.folder / f"{name}-{arguments.recipe}"
     for leftover in (out, out.with_name(out.name + ".work")):
         shutil.rmtree(leftover, ignore_errors=True)
     frames, height, width = arguments.size
@@ -202,7 +208,7 @@ def main() -> None:
         "processor": platform.machine(),
         "torch": torch.__version__,
     }
-    write_json(arguments.results / f"real-size-{arguments.model}-{arguments.recipe}.json", result)
+    write_json(arguments.results / f"real-size-{name}-{arguments.recipe}.json", result)
     print(json.dumps(result, indent=2))
     shutil.rmtree(out)
     shutil.rmtree(out.with_name(out.name + ".work"), ignore_errors=True)
