@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,10 @@ from s2q.demo.train_flow import (
 )
 
 TINY = {
-    "wan": FlowSizes({"heads": 1, "layers": 1}, {"base_dim": 4}, 2, 1, 1, 1),
-    "hunyuanvideo": FlowSizes({"heads": 1, "dual": 1, "single": 1}, {"block_out_channels": (8, 8, 8)}, 2, 1, 1, 1),
+    "wan": FlowSizes(None, {"heads": 1, "layers": 1}, {"base_dim": 4}, 2, 1, 1, 1),
+    "hunyuanvideo": FlowSizes(
+        None, {"heads": 1, "dual": 1, "single": 1}, {"block_out_channels": (8, 8, 8)}, 2, 1, 1, 1
+    ),
 }
 CLIPS = LatentClips(torch.randn(8, 3, 16, 8, 8, generator=torch.Generator().manual_seed(0)).half(), torch.arange(8))
 
@@ -89,6 +92,22 @@ def test_whole_training_exports_a_pipeline_plain_diffusers_runs(
     settings = {**GENERATION[family.name], "num_inference_steps": 2}
     frames = pipeline("a red square", output_type="pt", **settings).frames
     assert frames.shape == (1, scenes.FRAMES, 3, scenes.SIZE, scenes.SIZE)
+
+
+def test_training_goes_on_with_a_pipeline_that_was_exported(
+    family: FlowFamily, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("s2q.demo.train_flow.training_latents", lambda sizes, work: CLIPS)
+    first, steps, sizes = tmp_path / "first", FlowSteps(2, 0, 2, 2), TINY[family.name]
+    train_flow(family, first, tmp_path / "work", steps, sizes)
+    no_steps, again = FlowSteps(0, 0, 0, 0), tmp_path / "again"
+    train_flow(family, again, tmp_path / "more", no_steps, replace(sizes, start=first))
+    fresh = tmp_path / "fresh"
+    train_flow(family, fresh, tmp_path / "new", no_steps, sizes)
+    for part in ("transformer", "vae", "text_encoder"):
+        (stored,) = (first / part).glob("*.safetensors")
+        assert stored.read_bytes() == (again / part / stored.name).read_bytes()
+        assert stored.read_bytes() != (fresh / part / stored.name).read_bytes()
 
 
 def test_nothing_to_export_is_said(family: FlowFamily, tmp_path: Path) -> None:

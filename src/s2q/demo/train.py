@@ -147,17 +147,20 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=None, help="the pipeline's folder (default: the demo's own)")
     parser.add_argument("--work", type=Path, default=None, help="checkpoints (default: runs/demo-FAMILY); resumed from")
+    parser.add_argument("--start", type=Path, default=None, help="begin with a trained pipeline (wan, hunyuanvideo)")
     parser.add_argument("--export-now", action="store_true", help="export the last checkpoint without training on")
     arguments = parser.parse_args()
     device, minutes = arguments.device, arguments.minutes
     output = arguments.output or expected_dir(arguments.family)
     work = arguments.work or Path("runs") / f"demo-{arguments.family}"
     if arguments.family == "cogvideox":
+        if arguments.start is not None:
+            parser.error("--start is for wan and hunyuanvideo: cogvideox is trained from nothing")
         sizes = Sizes()
         counts = planned_steps(work, lambda: asdict(plan_steps(minutes, sizes, device)))
         run = partial(train, output, work, Steps(**counts), sizes)
     else:
-        family, flow_sizes = FLOW_FAMILIES[arguments.family], FlowSizes()
+        family, flow_sizes = FLOW_FAMILIES[arguments.family], FlowSizes(start=arguments.start)
         counts = planned_steps(work, lambda: asdict(plan_flow_steps(family, minutes, flow_sizes, device)))
         run = partial(train_flow, family, output, work, FlowSteps(**counts), flow_sizes)
     print(f"optimizer steps: {counts}")

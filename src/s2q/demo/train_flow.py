@@ -41,8 +41,10 @@ _AUTOENCODER_RATE = 2e-3
 
 @dataclass(frozen=True)
 class FlowSizes:
-    """How large the models and the training set are; the defaults are the demos'."""
+    """How large the models and the training set are, the demos' by default, and where the weights begin."""
 
+    start: Path | None = None
+    """A pipeline of these sizes to begin with; None begins with nothing."""
     denoiser: dict[str, Any] = field(default_factory=dict)
     autoencoder: dict[str, Any] = field(default_factory=dict)
     diffusion_batch: int = 16
@@ -63,12 +65,24 @@ class FlowSteps:
 
 def _build_denoiser(family: FlowFamily, sizes: FlowSizes, device: str) -> nn.ModuleDict:
     torch.manual_seed(0)
-    return family.build_denoiser(**sizes.denoiser).to(device)
+    denoiser = family.build_denoiser(**sizes.denoiser)
+    if sizes.start is not None:
+        for name, part in denoiser.items():
+            _start_from(sizes.start / name, part)
+    return denoiser.to(device)
 
 
 def _build_autoencoder(family: FlowFamily, clips: LatentClips, sizes: FlowSizes, device: str) -> nn.Module:
     torch.manual_seed(0)
-    return quieten(family.build_autoencoder(clips, **sizes.autoencoder)).to(device)
+    autoencoder = family.build_autoencoder(clips, **sizes.autoencoder)
+    if sizes.start is not None:
+        _start_from(sizes.start / "vae", autoencoder)
+    return quieten(autoencoder).to(device)
+
+
+def _start_from(folder: Path, part: nn.Module) -> None:
+    """Give ``part`` the weights of the same part of a pipeline, all of them."""
+    part.load_state_dict(type(part).from_pretrained(folder).state_dict())
 
 
 def plan_flow_steps(family: FlowFamily, minutes: float, sizes: FlowSizes, device: str) -> FlowSteps:
