@@ -11,6 +11,7 @@
     balanced    salient samples that are taken evenly of steps and of prompts
     plus        what each part of s2q_plus adds, and whether salient samples help it
     epochs      s2q_plus with a third of the steps
+    leads       what s2q_plus could have beside: smaller groups, groups in the weights, a low-rank branch
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -93,6 +94,16 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["W4A4"],
     ),
     "epochs": ([PLUS, f"{PLUS}:optim.epochs=5"], ["W4A6", "W4A4"]),
+    "leads": (
+        [
+            PLUS,
+            f"{PLUS}:linear.act_group_size=32",
+            f"{PLUS}:linear.group_size=64",
+            f"{PLUS}:linear.low_rank.rank=2",
+            f"{PLUS}:linear.low_rank.rank=2:linear.low_rank.start=zero",
+        ],
+        ["W4A4"],
+    ),
     "costs": (list(RECIPES), ["W4A4"]),
     "study": (
         [

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from s2q.recipe import Bits, LinearScheme, Recipe
+from s2q.recipe import Bits, LinearScheme, LowRankSpec, Recipe, TransformSpec
 from s2q.recipes import RECIPES, get_recipe, override
 
 acts = st.one_of(st.integers(4, 8), st.just(16))
@@ -101,9 +101,21 @@ def test_an_override_changes_its_field_and_nothing_else(assignment: str, path: t
     assert data == original
 
 
+def test_an_override_begins_a_part_that_the_recipe_does_not_have() -> None:
+    changed = override(get_recipe("s2q_plus", "W4A6"), ["linear.low_rank.rank=2", "linear.low_rank.start=zero"])
+    assert changed.linear.low_rank == LowRankSpec(rank=2, start="zero")
+    assert changed.modulation.low_rank is None
+    rotated = override(get_recipe("gptq", "W4A6"), ["linear.transform.rotation=hadamard"])
+    assert rotated.linear.transform == TransformSpec(rotation="hadamard")
+
+
 @pytest.mark.parametrize(
     "assignment",
     [
+        "linear.low_rank.ranks=2",
+        "linear.low_rank.start=zero",
+        "linear.low_rank=2",
+        "linear.group_size.more=2",
         "optim.epoch=5",
         "optim.epochs",
         "optim=",

@@ -191,19 +191,25 @@ def override(base: Recipe, assignments: Sequence[str]) -> Recipe:
     """A recipe with some fields changed.
 
     Args:
-        assignments: `path.to.field=value`, for instance `optim.epochs=5`, `sampler.kind=random`, `linear.transform=null`.
+        assignments: `path.to.field=value`, for instance `optim.epochs=5`, `sampler.kind=random`, `linear.transform=null`,
+            `linear.low_rank.rank=32`, which begins a part that the recipe does not have.
 
     Raises:
         ValueError: no such field, or a value that the field does not allow.
     """
     data = base.model_dump()
+    begun: list[dict] = []
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         *parents, field = path.split(".")
         part = data
         for parent in parents:
+            if isinstance(part, dict) and parent in part and part[parent] is None:
+                # A part that the recipe does not have: linear.low_rank.rank=32 begins one.
+                part[parent] = {}
+                begun.append(part[parent])
             part = part.get(parent) if isinstance(part, dict) else None
-        if not equals or not isinstance(part, dict) or field not in part:
+        if not equals or not isinstance(part, dict) or (field not in part and part not in begun):
             known = ", ".join(part) if isinstance(part, dict) else ", ".join(data)
             raise ValueError(f"cannot set {assignment!r}: write FIELD=VALUE, with a field among {known}")
         try:
