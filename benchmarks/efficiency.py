@@ -19,7 +19,7 @@ from typing import Any
 
 import diffusers
 import torch
-from real_size import MODELS
+from released import MODELS
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import diffusers
 import torch
+from released import COGVIDEOX, HUNYUANVIDEO, MODELS, WAN
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,31 +55,27 @@ WIDTHS = {
     "Wan-14B": [(5120, 5120), (5120, 13824), (13824, 5120)],
 }
 SCHEMES = {"W4A6": (4, 6), "W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
-COGVIDEOX, HUNYUAN, WAN = (f"{name}Transformer3DModel" for name in ("CogVideoX", "HunyuanVideo", "Wan"))
-# Class, published configuration, latents of one sample: HunyuanVideo's are those of 61 × 544 × 960.
-MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "CogVideoX-2B": (COGVIDEOX, {"num_attention_heads": 30, "num_layers": 30}, (13, 16, 60, 90)),
-    "CogVideoX-5B": (
-        COGVIDEOX,
-        {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
-        (13, 16, 60, 90),
-    ),
-    "HunyuanVideo": (HUNYUAN, {}, (16, 16, 68, 120)),
-    "Wan-14B": (WAN, {}, (16, 21, 60, 104)),
+TEXT_TOKENS = {COGVIDEOX["_class_name"]: 226, HUNYUANVIDEO["_class_name"]: 256, WAN["_class_name"]: 512}
+# Latents of one sample; HunyuanVideo's are those of 61 × 544 × 960.
+LATENTS = {
+    "CogVideoX-2B": (13, 16, 60, 90),
+    "CogVideoX-5B": (13, 16, 60, 90),
+    "HunyuanVideo": (16, 16, 68, 120),
+    "Wan-14B": (16, 21, 60, 104),
 }
 SMALL = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1}
 TINY = {
     "CogVideoX-tiny": (
-        COGVIDEOX,
-        SMALL | {"text_embed_dim": 24, "in_channels": 4, "sample_width": 4, "sample_height": 4, "sample_frames": 9},
+        COGVIDEOX
+        | SMALL
+        | {"text_embed_dim": 24, "in_channels": 4, "sample_width": 4, "sample_height": 4, "sample_frames": 9},
         (3, 4, 4, 4),
     ),
     "HunyuanVideo-tiny": (
-        HUNYUAN,
-        SMALL | {"text_embed_dim": 24, "num_single_layers": 1, "rope_axes_dim": (4, 6, 6)},
+        HUNYUANVIDEO | SMALL | {"text_embed_dim": 24, "num_single_layers": 1, "rope_axes_dim": (4, 6, 6)},
         (16, 2, 4, 4),
     ),
-    "Wan-tiny": (WAN, SMALL | {"text_dim": 24, "ffn_dim": 64}, (16, 2, 4, 4)),
+    "Wan-tiny": (WAN | SMALL | {"text_dim": 24, "ffn_dim": 64}, (16, 2, 4, 4)),
 }
 
 
@@ -175,19 +172,17 @@ def _peak(name: str) -> float | None:
     return next((peak for word, peak in INT8_PEAK.items() if word in name), None)
 
 
-def inputs_of(
-    kind: str, config: dict[str, Any], latents: tuple[int, ...], batch: int, device: str
-) -> dict[str, Tensor]:
+def inputs_of(config: dict[str, Any], latents: tuple[int, ...], batch: int, device: str) -> dict[str, Tensor]:
     """Arguments of one call of a transformer, bfloat16."""
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(batch, *shape, device=device, dtype=torch.bfloat16)
 
-    length = {COGVIDEOX: 226, HUNYUAN: 256, WAN: 512}[kind]
+    length = TEXT_TOKENS[config["_class_name"]]
     width = config.get("text_embed_dim", config.get("text_dim", 4096))
     made = {"hidden_states": noise(*latents), "encoder_hidden_states": noise(length, width)}
     made["timestep"] = torch.full((batch,), 500, device=device)
-    if kind == HUNYUAN:
+    if config["_class_name"] == HUNYUANVIDEO["_class_name"]:
         made["encoder_attention_mask"] = torch.ones(batch, length, device=device, dtype=torch.long)
         made["pooled_projections"] = noise(768)
         made["guidance"] = torch.full((batch,), 6000.0, device=device, dtype=torch.bfloat16)
@@ -197,22 +192,28 @@ def inputs_of(
     return made
 
 
-def empty_model(kind: str, config: dict[str, Any], recipe: Recipe | None) -> nn.Module:
+def empty_model(config: dict[str, Any], recipe: Recipe | None) -> nn.Module:
     """A bfloat16 transformer on the meta device; with a recipe, its linears packed as that recipe packs them."""
-    return random_model.empty_model(getattr(diffusers, kind), config, recipe, torch.bfloat16)
+    given = {name: value for name, value in config.items() if name != "_class_name"}
+    return random_model.empty_model(getattr(diffusers, config["_class_name"]), given, recipe, torch.bfloat16)
+
+
+def models(tiny: bool) -> dict[str, tuple[dict[str, Any], tuple[int, ...]]]:
+    """Name → configuration and latents."""
+    return TINY if tiny else {name: (MODELS[name], latents) for name, latents in LATENTS.items()}
 
 
 @torch.inference_mode()
 def efficiency(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
     """Item 3: whole transformers in bfloat16, W4A6 and W4A8, batch 1 and 4."""
     rows = []
-    for name, (kind, config, latents) in (TINY if tiny else MODELS).items():
+    for name, (config, latents) in models(tiny).items():
         for bits in ("bfloat16", "W4A6", "W4A8"):
             recipe = None if bits == "bfloat16" else get_recipe("s2q_vdit", bits)
-            model = fill(empty_model(kind, config, recipe), device)
+            model = fill(empty_model(config, recipe), device)
             storage = sum(p.nbytes for p in model.parameters())
             for batch in (1, 4):
-                given = inputs_of(kind, config, latents, batch, device)
+                given = inputs_of(config, latents, batch, device)
                 row = {"model": name, "bits": bits, "batch": batch, "storage_gib": storage / 2**30}
                 row |= _one_step(model, given, device, repeats)
                 rows.append(row)
@@ -239,16 +240,15 @@ def calibration(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
     """Item 4: one block learnt on 40 samples by s2q_vdit, one epoch; `repeats` is not used."""
     rows = []
     count = 2 if tiny else 40
-    models = (
-        {"CogVideoX-tiny": TINY["CogVideoX-tiny"]} if tiny else {n: MODELS[n] for n in ("CogVideoX-2B", "CogVideoX-5B")}
-    )
-    for name, (kind, config, latents) in models.items():
-        model = fill(empty_model(kind, config | {"num_layers": 1}, None), device)
+    for name, (config, latents) in models(tiny).items():
+        if config["_class_name"] != COGVIDEOX["_class_name"]:
+            continue
+        model = fill(empty_model(config | {"num_layers": 1}, None), device)
         family, (_, block) = resolve(model), resolve(model).blocks(model)[0]
         recipe = override(get_recipe("s2q_vdit", "W4A6"), [f"sampler.count={count}", "optim.epochs=1"])
         samples = []
         for _ in range(count):
-            call = record_calls(model, family, inputs_of(kind, config, latents, 1, device))
+            call = record_calls(model, family, inputs_of(config, latents, 1, device))
             with torch.no_grad():
                 target = joined_tokens(family, replay(block, family, call.first, call.sides[0]))
             weights = torch.ones(target.shape[:2], device=device)

@@ -34,6 +34,7 @@ from diffusers import (
     HunyuanVideoPipeline,
 )
 from huggingface_hub import split_torch_state_dict_into_shards
+from released import COGVIDEOX, MODELS
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -50,16 +51,7 @@ from s2q.shards import PATTERN, TEXT_PATTERN
 from s2q.storage import write_json
 
 PROMPTS = ["a red square moves left", "a green circle moves right"]
-COGVIDEOX = {"_class_name": "CogVideoXTransformer3DModel"}
-MODELS: dict[str, dict[str, Any]] = {
-    "CogVideoX-2B": COGVIDEOX | {"num_attention_heads": 30, "num_layers": 30},
-    "CogVideoX-5B": COGVIDEOX | {
-        "num_attention_heads": 48,
-        "num_layers": 42,
-        "use_rotary_positional_embeddings": True,
-    },
-    "HunyuanVideo": {"_class_name": "HunyuanVideoTransformer3DModel"},
-}  # fmt: skip
+SIZES = ("CogVideoX-2B", "CogVideoX-5B", "HunyuanVideo")
 TEXT_ENCODERS: dict[str, dict[str, Any]] = {
     "T5-XXL": {
         "vocab_size": 32128,
@@ -124,7 +116,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_pipeline(folder: Path, name: str, changes: dict[str, int]) -> None:
-    """Write the pipeline folder of one of `MODELS` or `TEXT_ENCODERS`, its configuration changed, unless it is there."""
+    """Write the pipeline folder of one of `SIZES` or `TEXT_ENCODERS`, its configuration changed, unless it is there."""
     if (folder / "model_index.json").is_file():
         return
     shutil.rmtree(folder, ignore_errors=True)
@@ -161,7 +153,7 @@ def make_pipeline(folder: Path, name: str, changes: dict[str, int]) -> None:
 def main() -> None:
     """Make the pipeline, quantize it in a process of its own, note what that took."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", choices=[*MODELS, *TEXT_ENCODERS])
+    parser.add_argument("model", choices=[*SIZES, *TEXT_ENCODERS])
     parser.add_argument("--recipe", default="rtn")
     parser.add_argument("--bits", default="W4A6")
     parser.add_argument("--size", type=int, nargs=3, default=(9, 128, 128), metavar=("FRAMES", "HEIGHT", "WIDTH"))

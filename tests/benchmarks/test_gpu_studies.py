@@ -35,8 +35,8 @@ def test_a_study_runs_and_says_where_it_was_made(command: str, gpu: ModuleType, 
 
 @pytest.mark.parametrize("name", ["CogVideoX-2B", "CogVideoX-5B", "HunyuanVideo", "Wan-14B"])
 def test_the_published_sizes_hold_the_widths_that_are_timed(name: str, gpu: ModuleType) -> None:
-    kind, config, _ = gpu.MODELS[name]
-    model = gpu.empty_model(kind, config | {"num_layers": 1}, gpu.get_recipe("s2q_vdit", "W4A6"))
+    config, _ = gpu.models(tiny=False)[name]
+    model = gpu.empty_model(config | {"num_layers": 1}, gpu.get_recipe("s2q_vdit", "W4A6"))
     linears = [module for module in model.modules() if isinstance(module, gpu.QuantLinear)]
     assert set(gpu.WIDTHS[name]) <= {(linear.in_features, linear.out_features) for linear in linears}
 

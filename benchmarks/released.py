@@ -1,0 +1,14 @@
+"""Released transformers by their published configuration, in diffusers' own words: what studies of real sizes build."""
+
+from typing import Any
+
+COGVIDEOX, HUNYUANVIDEO, WAN = (
+    {"_class_name": f"{name}Transformer3DModel"} for name in ("CogVideoX", "HunyuanVideo", "Wan")
+)
+MODELS: dict[str, dict[str, Any]] = {
+    "CogVideoX-2B": COGVIDEOX | {"num_attention_heads": 30, "num_layers": 30},
+    "CogVideoX-5B": COGVIDEOX | {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True},
+    "HunyuanVideo": HUNYUANVIDEO,
+    "Wan-14B": WAN,
+}
+"""What stands beside a class is what departs from its defaults."""
