@@ -131,10 +131,24 @@ def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both
     size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
     finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "none.json", *size], tmp_path / "logs")
     assert "two transformers" in " ".join(finished.err.split())
+    eight = ["--recipe", "rtn", "--bits", "W8A8"]
     commands = {
         "plan": ["plan", folder, "--recipe", "rtn", "--part", "transformer_2"],
         "high": ["run", folder, "--recipe", "rtn", "--part", "transformer", "--clips", "1", "-o", tmp_path / "high"],
-        "low": ["run", folder, "--recipe", "rtn", "--part", "transformer_2", "--clips", "1", "-o", tmp_path / "low"],
+        "low": [
+            "run",
+            folder,
+            "--recipe",
+            "rtn",
+            "--bits",
+            "W8A8",
+            "--part",
+            "transformer_2",
+            "--clips",
+            "1",
+            "-o",
+            tmp_path / "low",
+        ],
     }
     both = ["--transformer", tmp_path / "high" / "transformer", "--transformer-2", tmp_path / "low" / "transformer"]
     commands |= {
@@ -146,6 +160,12 @@ def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both
         json_file = [] if name == "high" else ["--json", tmp_path / f"{name}.json"]
         finished = run_s2q([*command, *size, *json_file], tmp_path / "logs")
         assert finished.status == 0, finished.err
+    reports = {name: read_json(tmp_path / name / "report.json") for name in ("high", "low", "both")}
+    assert (reports["both"]["recipe"], reports["both"]["bits"]) == ("rtn", "W4A6 and W8A8")
+    sizes = {name: report["storage"] for name, report in reports.items()}
+    for size in ("float_bytes", "quantized_bytes"):
+        assert sizes["both"][size] == sizes["high"][size] + sizes["low"][size]
+    assert (sizes["high"]["bits_per_block_weight"], sizes["both"]["bits_per_block_weight"]) == (4, 6)
     errors = {
         name: read_json(tmp_path / name / "report.json")["latent_error_by_step"][0]
         for name in ("high", "low", "both", "second")

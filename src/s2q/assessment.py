@@ -29,6 +29,7 @@ from s2q.quantization.tokens import received_by_block, token_weights
 from s2q.reuse import account, sentence
 from s2q.runtime.attention import attention_of
 from s2q.storage import fingerprint, read_json, remove_unfinished, write_json
+from s2q.together import named, stored
 from s2q.twins import Twin, make_twins
 from s2q.version import VERSION
 from s2q.workspace import Workspace
@@ -108,10 +109,11 @@ def evaluate(
     text = {part: model.config.quantization_config for part, model in opened.text_encoders.items()}
     if text:
         made_with["text_encoders"] = {part: fingerprint(config.to_dict()) for part, config in text.items()}
-    beside = None
+    beside, provenances = None, [provenance]
     if second is not None:
         beside = second[0].eval()
-        made_with["second"] = fingerprint(read_json(second[1] / PROVENANCE_NAME) or {})
+        provenances.append(read_json(second[1] / PROVENANCE_NAME) or {})
+        made_with["second"] = fingerprint(provenances[1])
     Workspace.open(out / "clips", made_with)
     quantized.eval()
     remove_unfinished(out)
@@ -126,13 +128,12 @@ def evaluate(
     reused = None if reused is None else account(reused, seconds)
     spent = sum(sum(twin.seconds) for twin in twins)
     report = {
-        "recipe": recipe.get("name", "unknown"),
-        "bits": recipe.get("bits", "unknown"),
+        **named(provenances),
         "seed": provenance.get("seed", seed),
         "pipeline": opened.source,
         "command": command,
         "versions": _versions(),
-        "storage": provenance.get("storage"),
+        "storage": stored(provenances),
         "attention": attention_of(quantized),
         "text_encoders": {part: f"{config.spec.recipe} {config.spec.bits}" for part, config in text.items()},
         "fidelity": fidelity(measured),
