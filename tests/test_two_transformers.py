@@ -135,20 +135,7 @@ def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both
     commands = {
         "plan": ["plan", folder, "--recipe", "rtn", "--part", "transformer_2"],
         "high": ["run", folder, "--recipe", "rtn", "--part", "transformer", "--clips", "1", "-o", tmp_path / "high"],
-        "low": [
-            "run",
-            folder,
-            "--recipe",
-            "rtn",
-            "--bits",
-            "W8A8",
-            "--part",
-            "transformer_2",
-            "--clips",
-            "1",
-            "-o",
-            tmp_path / "low",
-        ],
+        "low": ["run", folder, *eight, "--part", "transformer_2", "--clips", "1", "-o", tmp_path / "low"],
     }
     both = ["--transformer", tmp_path / "high" / "transformer", "--transformer-2", tmp_path / "low" / "transformer"]
     commands |= {
