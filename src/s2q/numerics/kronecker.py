@@ -27,7 +27,8 @@ def kronecker_apply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     n1, n2 = left.shape[0], right.shape[0]
     folded = x.reshape(-1, n1, n2)
-    return (left.mT @ (folded @ right)).reshape(x.shape)
+    # P1 as a batch: where gradients are asked for, matmul would otherwise turn all of x around and back.
+    return (left.mT.expand(len(folded), -1, -1) @ (folded @ right)).reshape(x.shape)
 
 
 def cayley(parameter: Tensor, base: Tensor) -> Tensor:
