@@ -4,8 +4,8 @@
     python benchmarks/results_page.py --check  # status 1 if a page says anything else than the results
 
 What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
-PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, and `efficiency`,
-`growth` and `peers` are the tables of speed_tables.py.
+PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, and the others are
+tables of speed_tables.py.
 """
 
 import argparse
@@ -20,8 +20,9 @@ import speed_tables
 
 RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
+SPEED = {name: getattr(speed_tables, name) for name in ("efficiency", "blocks", "clip", "growth", "peers")}
 PLACE = re.compile(
-    r"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|efficiency|growth|peers) -->\n.*?<!-- end -->", re.DOTALL
+    rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|{'|'.join(SPEED)}) -->\n.*?<!-- end -->", re.DOTALL
 )
 COLUMNS = {
     "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
@@ -79,12 +80,7 @@ def filled(text: str) -> str:
 
     def fill(match: re.Match) -> str:
         made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
-        kinds = {
-            "seconds": seconds,
-            "efficiency": speed_tables.efficiency,
-            "growth": speed_tables.growth,
-            "peers": speed_tables.peers,
-        }
+        kinds = {"seconds": seconds} | SPEED
         body = kinds[match["kind"]](made) if match["kind"] in kinds else table(made, match["kind"])
         return f"<!-- {match['file']} {match['kind']} -->\n\n{body}\n<!-- end -->"
 

@@ -1,4 +1,4 @@
-"""Tables of docs/speed.md from the results of efficiency.py, growth.py and peers.py; results_page.py fills them in."""
+"""Tables of docs/speed.md from the results of the studies of speed; results_page.py fills them in."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -67,3 +67,40 @@ def peers(made: Mapping[str, Any]) -> str:
     said = "".join(f"- {name} could not be had: `{why}`\n" for name, why in refused.items())
     used = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     return f"{_lines(heads, rows)}\n\n{said}\n{used}; {_threads(made)}, {made['capability']}. `{made['command']}`\n"
+
+
+def blocks(made: Mapping[str, Any]) -> str:
+    """A block against its float selves, and what share of its time attention takes."""
+    heads = ["block", "video tokens", "scheme", "× float32", "× bfloat16", "in attention (bfloat16 tokens)"]
+    rows = [
+        [
+            row["model"],
+            f"{row['tokens']:,}",
+            scheme,
+            f"{row['ratios'][f'{scheme}, over float32']:.2f}",
+            f"{row['ratios'][f'{scheme}, over bfloat16']:.2f}",
+            f"{row['attention_share'][f'{scheme}, bfloat16']:.0%}",
+        ]
+        for row in made["rows"]
+        for scheme in dict.fromkeys(name.rpartition(", over")[0] for name in row["ratios"])
+    ]
+    said = f"Tokens of the same dtype on both sides, {_threads(made)}, {made['instruction_set']}."
+    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+
+
+def clip(made: Mapping[str, Any]) -> str:
+    """Whole clips of the demos, from prompt to frames."""
+    heads = ["pipeline, clips at once", "transformer", "seconds", "× float32", "× bfloat16", "of it in the transformer"]
+    rows = [
+        [
+            f"`{study['pipeline']}`, {study['batch']}",
+            name,
+            f"{row['seconds']:.3f}",
+            f"{row['faster_than_float32']:.2f}",
+            f"{row['faster_than_bfloat16']:.2f}",
+            f"{row['transformer_share']:.0%}",
+        ]
+        for study in made["studies"]
+        for name, row in study["rows"].items()
+    ]
+    return f"{_lines(heads, rows)}\n\n{made['bits']}, {_threads(made)}, {made['capability']}. `{made['command']}`\n"
