@@ -99,7 +99,7 @@ def test_generation_is_reproducible_clip_by_clip(loaded: SimpleNamespace) -> Non
 
 
 def test_heldout_prompts_are_followed(loaded: SimpleNamespace) -> None:
-    count, motion, shape = {"cogvideox": (24, 0.8, 0.4), "wan": (8, 0.8, 0.3), "hunyuanvideo": (8, 0.5, 0)}[
+    count, motion, shape = {"cogvideox": (24, 0.8, 0.4), "wan": (8, 0.8, 0.3), "hunyuanvideo": (8, 0.8, 0.3)}[
         loaded.family
     ]
     prompts = scenes.evaluation_prompts(count)
