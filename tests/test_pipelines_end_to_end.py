@@ -72,9 +72,11 @@ def test_recorded_calls_are_those_of_the_pipeline_bit_for_bit(
     steps, final = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
     assert latent_size(opened.family, steps[0][0]) == ALL[name].latent
     for step, calls in enumerate(steps):
-        for branch, call in zip(("cond", "uncond") if len(calls) == 2 else ("both",), calls, strict=True):
+        stacked = len(calls) > store.calls(0)
+        places = [("cond", 0), ("uncond", 0)] if stacked else [("both", number) for number in range(len(calls))]
+        for (branch, number), call in zip(places, calls, strict=True):
             # Their values, not what is made of them: that may differ in its last bits with where they lie in memory.
-            stored = store.arguments(0, step, branch)
+            stored = store.arguments(0, step, branch, number)
             assert stored.keys() == call.keys()
             assert [name for name in call if not same(stored[name], call[name])] == []
     assert torch.equal(store.latents(0)[-1], final[0])

@@ -9,7 +9,7 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import SIZE, make_ltx, make_ltx_vae, make_wan_vae
-from tiny_pipelines import TEXT, TinyPipeline, make, unipc
+from tiny_pipelines import LTX2, TEXT, TinyPipeline, ltx2_parts, make, make_ltx2_vae, unipc
 from tiny_transformers import COGVIDEOX
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
@@ -162,6 +162,16 @@ MEDIA_PIPELINES = {
         FlowMatchEulerDiscreteScheduler,
         SIZE | TEXT,
         (2, 4, 4),
+        media=("image",),
+    ),
+    "ltx2-i2v": TinyPipeline(
+        "LTX2ImageToVideoPipeline",
+        lambda: make("LTX2VideoTransformer3DModel", perturbed_attn=True),
+        make_ltx2_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | LTX2,
+        (2, 4, 4),
+        ltx2_parts,
         media=("image",),
     ),
     "ltx-condition": TinyPipeline(

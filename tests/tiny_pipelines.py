@@ -12,6 +12,8 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLAllegro,
     AutoencoderKLHunyuanVideo15,
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
@@ -21,10 +23,19 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tiny_families import SIZE, TEXT_LENGTH, make_llama, make_wan_vae
 from tiny_transformers import ARCHITECTURES, COGVIDEOX
 from torch import nn
-from transformers import ByT5Tokenizer, T5Config, T5EncoderModel
+from transformers import (
+    ByT5Tokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    SiglipVisionConfig,
+    T5Config,
+    T5EncoderModel,
+)
 
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 
@@ -113,10 +124,68 @@ def _hunyuan_15_vae() -> AutoencoderKLHunyuanVideo15:
     )
 
 
+def make_ltx2_vae() -> AutoencoderKLLTX2Video:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLLTX2Video(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        decoder_block_out_channels=(8, 8, 8),
+        layers_per_block=(1, 1, 1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1, 1),
+        spatio_temporal_scaling=(True, True, False, False),
+        decoder_spatio_temporal_scaling=(True, True, False),
+        downsample_type=("spatiotemporal",) * 4,
+        upsample_residual=False,
+        upsample_factor=(1, 1, 1),
+        patch_size=2,
+    )
+
+
+def ltx2_parts() -> dict[str, Any]:
+    """A text encoder of 24 channels, and what makes sound of two latent channels and two rows."""
+    text = Gemma3TextConfig(
+        vocab_size=len(tiny.WORDS) + 2,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    connectors = {
+        f"{kind}_connector_{key}": value
+        for kind in ("video", "audio")
+        for key, value in {
+            "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "num_learnable_registers": None
+        }.items()
+    }  # fmt: skip
+    return {
+        "text_encoder": Gemma3ForConditionalGeneration(
+            Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+        ),
+        "tokenizer": make_llama()[1],
+        "connectors": LTX2TextConnectors(caption_channels=24, text_proj_in_factor=3, **connectors),
+        "audio_vae": AutoencoderKLLTX2Audio(base_channels=4, num_res_blocks=1, latent_channels=2, mel_bins=8),
+        "vocoder": LTX2Vocoder(
+            in_channels=16,
+            hidden_channels=8,
+            upsample_kernel_sizes=[4, 4],
+            upsample_factors=[2, 2],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1]],
+        ),
+    }
+
+
 def unipc() -> UniPCMultistepScheduler:
     return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
+# The block that the default perturbs is the 28th.
+LTX2 = {"spatio_temporal_guidance_blocks": [1]}
 TEXT = {"max_sequence_length": TEXT_LENGTH}
 PIPELINES = {
     "cogvideox-1.5": TinyPipeline(
@@ -184,6 +253,25 @@ PIPELINES = {
             "tokenizer_2_max_length": 4,
             "vision_num_semantic_tokens": 3,
         },
+    ),
+    "ltx2": TinyPipeline(
+        "LTX2Pipeline",
+        lambda: make("LTX2VideoTransformer3DModel"),
+        make_ltx2_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | LTX2,
+        (2, 4, 4),
+        ltx2_parts,
+    ),
+    # As LTX-2.3, whose perturbed call leaves the self-attention of one block out.
+    "ltx2-perturbed": TinyPipeline(
+        "LTX2Pipeline",
+        lambda: make("LTX2VideoTransformer3DModel", perturbed_attn=True),
+        make_ltx2_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | LTX2,
+        (2, 4, 4),
+        ltx2_parts,
     ),
     "latte": TinyPipeline(
         "LattePipeline",

@@ -13,7 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from s2q.calibration.calls import as_one_call, calls_by_step
+from s2q.calibration.calls import as_calls, calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
@@ -264,7 +264,7 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
         return None
     transformer, family = opened.transformer, opened.family
     steps, _ = calls_by_step(opened, twin.prompt, twin.seed)
-    arguments = as_one_call(steps[len(steps) // 2], family)
+    arguments = as_calls(steps[len(steps) // 2], family)[0]
     received = received_by_block(transformer, family, to_device(arguments, transformer.device))
     concentration = [float(_top_share(sums[-1])) for sums in received]
     block = int(np.argmax(concentration))

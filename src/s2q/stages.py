@@ -127,16 +127,19 @@ def _token_weights(
     found: Calibration,
     ranks: Ranks,
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """λ by sample and block, [B, S] each."""
+    """λ by call and block, [B, S] each."""
     objective, transformer, family = recipe.objective, opened.transformer, opened.family
     folder = workspace.folder / TOKEN_WEIGHTS
-    paths = [folder / f"prompt-{prompt:04d}-step-{step:04d}.safetensors" for prompt, step in given.samples]
+    paths = [
+        folder / f"prompt-{prompt:04d}-step-{step:04d}{f'-call-{call}' if call else ''}.safetensors"
+        for (prompt, step), call in given.calls
+    ]
     with progress.stage("token_weights", len(paths)) as stage:
         for index, path in enumerate(paths):
             if ranks.takes(index) and read_metadata(path) is None:
                 started = time.perf_counter()
                 arguments = to_device(given.arguments(index), transformer.device)
-                received = received_by_block(transformer, family, arguments)
+                received = received_by_block(transformer, family, arguments, perturbed=given.calls[index].call > 0)
                 tensors = {f"block.{block}": sums for block, sums in enumerate(received)}
                 write_tensors(path, tensors, {"seconds": time.perf_counter() - started})
             stage.advance()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from s2q.media import read_media
 from s2q.models.family import Family
+from s2q.models.loaded import is_hooked
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.models.steps import steps_told
 
@@ -20,7 +21,7 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
     Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
 
     Raises:
-        PipelineError: it is not called at all.
+        PipelineError: it is not called at all, or in a way that cannot be replayed.
     """
     steps: list[list[Call]] = [[]]
     left: list[Tensor] = []
@@ -28,6 +29,12 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
             raise PipelineError("the pipeline passes positional arguments to its transformer; keywords are needed")
+        if is_hooked(module):
+            raise PipelineError(
+                f"the pipeline hangs hooks on its {opened.part} for some of its calls, as guiders do that skip layers: what "
+                "they change is in no argument, so these calls cannot be replayed. Use a guider without hooks, such as "
+                "ClassifierFreeGuidance"
+            )
         steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
 
     def after_step(latents: Tensor) -> None:
@@ -56,38 +63,36 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
     return served, (final if whole else left[0]).cpu()
 
 
-def as_one_call(calls: Sequence[Call], family: Family) -> Call:
-    """The calls of one step as one call whose batch holds the guidance branches, unconditional first.
+def as_calls(calls: Sequence[Call], family: Family) -> list[Call]:
+    """The calls of one step, those of its two guidance branches as one call whose batch holds both, unconditional first.
 
     CogVideoX calls its transformer so already. Wan calls it twice, conditional first as all diffusers pipelines that
     do; these calls are stacked, so that a sample costs and weighs the same in every family. Each row has the values of
-    its own call; a product of two rows may round otherwise than one of one row.
-
-    Raises:
-        PipelineError: no call or more than two, or calls that cannot be stacked.
+    its own call; a product of two rows may round otherwise than one of one row. Calls that cannot be stacked, for their
+    texts have different lengths or a number differs, and further ones (LTX-2 perturbs its transformer for more guidance)
+    stay calls of their own, in the pipeline's order.
     """
-    if len(calls) == 1:
-        return calls[0]
-    if len(calls) != 2:
-        raise PipelineError(
-            f"the pipeline calls its transformer {len(calls)} times in a step: "
-            "one call, or one for each of two guidance branches, can be recorded"
-        )
-    cond, uncond = calls
-    joined: Call = {}
-    for name in uncond | cond:
-        one, other = uncond.get(name), cond.get(name)
-        stacked = _has_batch(other) or (isinstance(other, Tensor) and name in family.batched)
-        same_in_both = name in (family.latents, family.timestep) or not stacked
-        if same_in_both and not same(one, other):
-            raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
-        if stacked and _shape(one) != _shape(other):
-            raise PipelineError(
-                f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
-                f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
-            )
-        joined[name] = torch.cat([one, other]) if stacked else other
-    return joined
+    if len(calls) < 2 or not _stackable(calls[0], calls[1], family):
+        return list(calls)
+    cond, uncond = calls[:2]
+    joined = {
+        name: torch.cat([uncond[name], value]) if _stacks(name, value, family) else value
+        for name, value in cond.items()
+    }
+    return [joined, *calls[2:]]
+
+
+def _stackable(cond: Call, uncond: Call, family: Family) -> bool:
+    if cond.keys() != uncond.keys() or not _has_batch(cond[family.latents]):
+        return False
+    return all(
+        _shape(value) == _shape(uncond[name]) if _stacks(name, value, family) else same(value, uncond[name])
+        for name, value in cond.items()
+    )
+
+
+def _stacks(name: str, value: Any, family: Family) -> bool:
+    return _has_batch(value) or (isinstance(value, Tensor) and name in family.batched)
 
 
 def _has_batch(value: Any) -> bool:
@@ -108,8 +113,8 @@ def _detached(value: Any) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two arguments are equal, tensors bit for bit, tuples item by item."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return all(same(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return one == other

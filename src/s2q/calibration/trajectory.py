@@ -3,11 +3,14 @@
 One safetensors file a prompt, memory-mapped when read:
 
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
-    condition          [B, …]     what stands beside x_t in further channels, such as an image's latents; of every step
     timesteps          [T] or, where each token has a time of its own, [T, S]
+    condition          [B, …]     what stands beside x_t in further channels, such as an image's latents; of every step
     arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
     shared.NAME        any        tensors without a branch, such as rotary angles; NAME.0.1 in tuples of tuples
     steps.arguments.NAME, steps.shared.NAME   [T, …]   the same, where they change from step to step (sound)
+
+Where a step is several calls (LTX-2 perturbs its transformer for more guidance), `call-1.` and so on stand before all but
+`latents` and `timesteps` of the second and later.
 """
 
 import time
@@ -21,9 +24,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from s2q.calibration.calls import as_one_call, calls_by_step, same
+from s2q.calibration.calls import Call, as_calls, calls_by_step, same
 from s2q.calibration.encoding import prompts_encoded
 from s2q.media import described
+from s2q.models.family import Family
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import Progress
 from s2q.storage import derived_seed, read_metadata, write_tensors
@@ -52,9 +56,10 @@ def record_trajectories(
         takes: whether prompt number n is recorded here; another process records the others.
 
     Raises:
-        PipelineError: the pipeline calls its transformer in a way that cannot be addressed by (step, branch).
+        PipelineError: the pipeline calls its transformer in a way that cannot be replayed.
     """
-    missing = [i for i in range(len(prompts)) if takes(i) and read_metadata(trajectory_path(folder, i)) is None]
+    # Files that an earlier version of s2q left say nothing of calls: they are made again.
+    missing = [i for i in range(len(prompts)) if takes(i) and "calls" not in _metadata(folder, i)]
     encoded = nullcontext()
     if opened.disposable_text:
         encoded = prompts_encoded(opened, [prompts[index] for index in missing])
@@ -62,12 +67,11 @@ def record_trajectories(
         stage.advance(len(prompts) - len(missing))
         for index in missing:
             started = time.perf_counter()
-            tensors, plain, branches = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
+            tensors, calls = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
             metadata = {
                 "prompt": described(prompts[index]),
-                "arguments": plain,
+                "calls": calls,
                 "channels": opened.family.channels,
-                "branches": branches,
                 "seconds": time.perf_counter() - started,
             }
             write_tensors(trajectory_path(folder, index), tensors, metadata)
@@ -75,9 +79,13 @@ def record_trajectories(
     return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
 
 
-def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any], int]:
-    """Tensors of one prompt's file, the transformer's plain arguments (None, bool, numbers, tuples of them), branches."""
-    family = opened.family
+def _metadata(folder: Path, prompt: int) -> Mapping[str, Any]:
+    return read_metadata(trajectory_path(folder, prompt)) or {}
+
+
+def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Tensors of one prompt's file, and of each call of a step what is no tensor, see `_of_call`."""
+    family, axis = opened.family, opened.family.channels
     steps, final = calls_by_step(opened, prompt, seed)
     for step, made in enumerate(steps):
         if len(made) != len(steps[0]):
@@ -85,35 +93,61 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
                 f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
                 f"in step {step + 1}: steps must be alike"
             )
-    calls = [as_one_call(made, family) for made in steps]
-    first = calls[0]
+    tensors: dict[str, Tensor] = {}
+    calls: list[dict[str, Any]] = []
+    for over_time in zip(*(as_calls(made, family) for made in steps), strict=True):
+        noisy, condition = _parted([call[family.latents] for call in over_time], final.shape[axis], axis)
+        own, described_call = _of_call(over_time, family)
+        if not calls:
+            dtype = over_time[0][family.latents].dtype
+            tensors["latents"] = torch.cat([latents[:1] for latents in noisy] + [final.to(dtype)])
+            # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
+            tensors["timesteps"] = torch.stack([_first_row(call[family.timestep]) for call in over_time])
+        for step, (latents, call) in enumerate(zip(noisy, over_time, strict=True)):
+            _check_shared(family.latents, latents, tensors["latents"][step])
+            _check_shared(family.timestep, call[family.timestep], tensors["timesteps"][step])
+        tensors |= {f"{_before(len(calls))}{name}": tensor for name, tensor in (condition | own).items()}
+        calls.append(described_call)
+    return tensors, calls
+
+
+def _before(call: int) -> str:
+    """What the names of the tensors of call number `call` of a step begin with."""
+    return f"call-{call}." if call else ""
+
+
+def _check_shared(name: str, rows: Tensor, one: Tensor) -> None:
+    if not torch.equal(rows.to(one.dtype), one.expand_as(rows)):
+        raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
+
+
+def _of_call(over_time: Sequence[Call], family: Family) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of one of a step's calls, given as it is made over the T steps, and JSON-like what is no tensor.
+
+    "arguments" are plain ones (None, bool, numbers, tuples of them), "lists" the names of those that are lists, and
+    "branches" is the number of rows.
+    """
+    first, tensors, plain = over_time[0], {}, {}
     branches = first[family.latents].shape[0]
-    axis = family.channels
-    noisy, condition = _parted([call[family.latents] for call in calls], final.shape[axis], axis)
-    tensors = condition | {
-        "latents": torch.cat([latents[:1] for latents in noisy] + [final.to(first[family.latents].dtype)]),
-        # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
-        "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
-    }
-    plain: dict[str, Any] = {}
     for name, value in first.items():
         if name in (family.latents, family.timestep):
             continue
         if isinstance(value, Tensor):
             by_branch = name in family.batched or (value.ndim and value.shape[0] == branches)
             kind = "arguments" if by_branch else "shared"
-            over_time = [call[name] for call in calls]
-            if not all(same(later, value) for later in over_time) and len({later.shape for later in over_time}) == 1:
-                tensors[f"{STEPS}{kind}.{name}"] = torch.stack(over_time)
+            values = [call[name] for call in over_time]
+            if not all(same(later, value) for later in values) and len({later.shape for later in values}) == 1:
+                tensors[f"{STEPS}{kind}.{name}"] = torch.stack(values)
                 continue
             tensors[f"{kind}.{name}"] = value
         elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
             tensors |= dict(_leaves(f"shared.{name}", value))
         else:
             plain[name] = value
-        if any(not same(call.get(name), value) for call in calls):
+        if any(not same(call.get(name), value) for call in over_time):
             raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
-    return tensors, plain, branches
+    lists = [name for name, value in plain.items() if isinstance(value, list)]
+    return tensors, {"arguments": plain, "lists": lists, "branches": branches}
 
 
 def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -182,32 +216,45 @@ class TrajectoryStore:
         return sum(self._metadata(prompt)["seconds"] for prompt in range(self.prompts))
 
     def _metadata(self, prompt: int) -> Mapping[str, Any]:
-        metadata = read_metadata(trajectory_path(self.folder, prompt))
-        if metadata is None:
+        metadata = _metadata(self.folder, prompt)
+        if not metadata:
             raise FileNotFoundError(f"the trajectory of prompt {prompt} is missing from {self.folder}")
         return metadata
 
-    def arguments(self, prompt: int, step: int, branch: Branch = "both") -> dict[str, Any]:
-        """Keyword arguments of the transformer's call at (prompt, step), for one guidance branch or both as a batch.
+    def calls(self, prompt: int) -> int:
+        """How often the transformer is called in a step; two guidance branches that were stacked are one call."""
+        return len(self._metadata(prompt)["calls"])
+
+    def arguments(self, prompt: int, step: int, branch: Branch = "both", call: int = 0) -> dict[str, Any]:
+        """Keyword arguments of one of the transformer's calls at (prompt, step), for one guidance branch or all as a batch.
 
         Only the rows asked for are read from disk.
+
+        Args:
+            call: which of the step's, in the pipeline's order; the first holds the conditional branch.
         """
         metadata = self._metadata(prompt)
-        plain = metadata["arguments"]
-        # JSON has no tuples, and pipelines no lists, in what they give the transformer.
-        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        made = metadata["calls"][call]
+        # JSON has no tuples.
+        arguments = {
+            name: tuple(value) if isinstance(value, list) and name not in made["lists"] else value
+            for name, value in made["arguments"].items()
+        }
         with self._open(prompt) as file:
             latents = file.get_slice("latents")[step : step + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]
             shared: dict[str, dict[tuple[int, ...], Tensor]] = {}
             condition = None
             for name in sorted(file.keys()):
-                changing = name.startswith(STEPS)
-                kind, _, rest = name.removeprefix(STEPS).partition(".")
+                if not name.startswith(_before(call)):
+                    continue
+                own = name.removeprefix(_before(call))
+                changing = own.startswith(STEPS)
+                kind, _, rest = own.removeprefix(STEPS).partition(".")
                 if kind in ("arguments", "condition"):
                     value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     if branch != "both":
-                        rows = len(value) // metadata["branches"]
+                        rows = len(value) // made["branches"]
                         value = value[:rows] if branch == "uncond" else value[-rows:]
                     if kind == "condition":
                         condition = value
@@ -218,7 +265,7 @@ class TrajectoryStore:
                     value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     shared.setdefault(argument, {})[tuple(map(int, places))] = value
         arguments |= {name: _nested(places) for name, places in shared.items()}
-        branches = metadata["branches"] if branch == "both" else 1
+        branches = made["branches"] if branch == "both" else 1
         latents = latents.expand(branches, *latents.shape[1:])
         if condition is not None:
             latents = torch.cat([latents, condition], dim=metadata["channels"])

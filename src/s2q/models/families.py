@@ -129,6 +129,10 @@ LTX2 = register(
         text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
         layout="SC",
         text_width="caption_channels",
+        further_calls=(
+            (("stg_scale", "audio_stg_scale"), 0.0),  # some blocks without self-attention
+            (("modality_scale", "audio_modality_scale"), 1.0),  # video and sound without one another
+        ),
     )
 )
 MOCHI = register(

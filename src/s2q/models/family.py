@@ -44,6 +44,8 @@ class Family:
     """Key of the model's configuration that holds the channels of the text."""
     guidance: str | None = "guidance_scale"
     """Argument of the pipeline that, above 1, adds the unconditional branch; None: a guider decides."""
+    further_calls: tuple[tuple[tuple[str, ...], float], ...] = ()
+    """Arguments of the pipeline of which one above a value makes it call its transformer once more in each step."""
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the pipeline's calls that its signature does not show."""
     tiled_vae: bool = False

@@ -28,7 +28,7 @@ class Geometry:
     text_is_joined: bool
     """Whether text takes part in self-attention; else it is seen through cross-attention."""
     branches: int
-    """Guidance branches, 1 or 2."""
+    """Rows that the transformer is given in a step: guidance branches, 1 or 2, and those of further calls."""
     steps: int
 
     @property
@@ -85,10 +85,10 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
 
 def latent_size(family: Family, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, height and width of the latents, from the arguments of a call of the transformer."""
-    if family.layout == "SC" and "video_coords" in arguments:  # of LTX with conditions, [B, 3, S]
-        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
-    if family.layout == "SC":
+    if family.layout == "SC" and "num_frames" in arguments:
         return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
+    if family.layout == "SC":  # LTX with conditions says where each token is, [B, 3, S]
+        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
     shape = arguments[family.latents].shape
     return shape[1 + family.layout.index("F")], shape[-2], shape[-1]
 
@@ -113,12 +113,14 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
     height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
     width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
     latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
+    guided = family.guidance is None or chosen[family.guidance] > 1
+    further = sum(any((chosen.get(name) or 0) > least for name in names) for names, least in family.further_calls)
     own_text = config[family.text_length] if family.text_length else None
     return Geometry(
         latent=latent,
         grid=token_grid(config, *latent),
         text=int(given.get("max_sequence_length") or own_text or chosen.get("max_sequence_length", TEXT_TOKENS)),
         text_is_joined="encoder_hidden_states" in family.tokens,
-        branches=2 if family.guidance is None or chosen[family.guidance] > 1 else 1,
+        branches=1 + guided + further,
         steps=denoising_steps(chosen),
     )
