@@ -14,7 +14,7 @@ from tiny_pipelines import PIPELINES
 
 from s2q.assessment import evaluate
 from s2q.calibration.calls import calls_by_step, same
-from s2q.calibration.trajectory import record_trajectories
+from s2q.calibration.recording import record_trajectories
 from s2q.models.geometry import latent_size
 from s2q.models.pipelines import load_transformer
 from s2q.planning import plan

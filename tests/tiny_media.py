@@ -8,10 +8,20 @@ import tiny
 import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import SIZE, make_ltx, make_ltx_vae, make_wan_vae
+from tiny_families import SIZE, make_clip, make_hunyuan_vae, make_llama, make_ltx, make_ltx_vae, make_wan_vae
 from tiny_pipelines import LTX2, TEXT, TinyPipeline, ltx2_parts, make, make_ltx2_vae, unipc
 from tiny_transformers import COGVIDEOX
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from s2q.demo.scenes import Scene, render
 from s2q.evaluation.video import write_mp4
@@ -37,6 +47,68 @@ def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
+def llava_parts() -> dict[str, object]:
+    """HunyuanVideo's text encoders of image to video: a language model that sees, of four patches, and CLIP."""
+    _, tokenizer = make_llama()
+    marks = ["<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    vision = clip_vision()
+    encoder = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=text,
+            vision_config=vision["image_encoder"].config,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return {
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "image_processor": vision["image_processor"],
+        **clip_parts(),
+    }
+
+
+def clip_parts() -> dict[str, object]:
+    """HunyuanVideo's second text encoder."""
+    text_encoder, tokenizer = make_clip()
+    return {"text_encoder_2": text_encoder, "tokenizer_2": tokenizer}
+
+
+def framepack_parts() -> dict[str, object]:
+    """HunyuanVideo's text encoders, and SigLIP's image encoder."""
+    text_encoder, tokenizer = make_llama()
+    torch.manual_seed(2)
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    return {
+        "text_encoder": text_encoder,
+        "tokenizer": tokenizer,
+        "image_encoder": SiglipVisionModel(vision),
+        "feature_extractor": SiglipImageProcessor(size={"height": 16, "width": 16}),
+        **clip_parts(),
+    }
+
+
+HUNYUAN_I2V = {
+    "max_sequence_length": 8,
+    "prompt_template": {
+        "template": "<|end_header_id|><image><|end_header_id|>{}<|eot_id|><|start_header_id|>a<|end_header_id|>",
+        "crop_start": 3,
+        "image_emb_start": 1,
+        "image_emb_end": 5,
+        "image_emb_len": 4,
+    },
+}
 COG = {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16} | TEXT
 # The model takes all but 512 tokens of its text for the image's, so that is the only length that these allow.
 # Noise, the mask of four frames a latent frame, and the image's latents.
@@ -87,6 +159,49 @@ MEDIA_PIPELINES = {
         COG,
         (2, 4, 4),
         media=("control_video",),
+    ),
+    "hunyuan-i2v": TinyPipeline(
+        "HunyuanVideoImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", in_channels=4 + 4 + 1, image_condition_type="latent_concat"),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | HUNYUAN_I2V,
+        (2, 4, 4),
+        llava_parts,
+        media=("image",),
+    ),
+    "hunyuan-i2v-replaced": TinyPipeline(
+        "HunyuanVideoImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", image_condition_type="token_replace"),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | HUNYUAN_I2V,
+        (2, 4, 4),
+        llava_parts,
+        media=("image",),
+    ),
+    "hunyuan-skyreels-i2v": TinyPipeline(
+        "HunyuanSkyreelsImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", in_channels=4 + 4),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | {"prompt_template": {"template": "{}", "crop_start": 0}},
+        (2, 4, 4),
+        lambda: dict(zip(("text_encoder", "tokenizer"), make_llama(), strict=True)) | clip_parts(),
+        media=("image",),
+    ),
+    "framepack": TinyPipeline(
+        "HunyuanVideoFramepackPipeline",
+        lambda: make("HunyuanVideoFramepackTransformer3DModel"),
+        make_hunyuan_vae,
+        lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        # Two sections of three latent frames, which stand for nine frames of the video.
+        SIZE
+        | TEXT
+        | {"num_frames": 13, "latent_window_size": 3, "prompt_template": {"template": "{}", "crop_start": 0}},
+        (3, 4, 4),
+        framepack_parts,
+        media=("image",),
     ),
     "wan-2.1-i2v": TinyPipeline(
         "WanImageToVideoPipeline",

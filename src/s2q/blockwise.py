@@ -1,5 +1,6 @@
 """Quantize block after block; what flows between them is made again from the float model when a run is resumed."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,9 +58,9 @@ class CalibrationSet:
         (prompt, step), call = self.calls[index]
         return self.store.arguments(prompt, step, call=call)
 
-    def frames(self, family: Family, config: Mapping[str, Any]) -> int:
-        """Frames, in tokens, into which the video tokens fall; 0 without samples."""
-        return token_grid(config, *latent_size(family, self.arguments(0)))[0] if self.samples else 0
+    def grid(self, family: Family, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Video tokens along frames, height and width; none without samples."""
+        return token_grid(config, *latent_size(family, self.arguments(0))) if self.samples else (0, 0, 0)
 
 
 class Blockwise:
@@ -84,7 +85,7 @@ class Blockwise:
         self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
         self.ranks, self.family, self.earlier = ranks, opened.family, earlier
         self.device = opened.transformer.device
-        self.frames = given.frames(self.family, opened.transformer.config)
+        self.grid = given.grid(self.family, opened.transformer.config)
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
         self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
         # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.
@@ -162,7 +163,7 @@ class Blockwise:
 
     def _sample(self, k: int, index: int) -> BlockSample:
         entering = self.quantized if self.propagates else self.entering
-        (_, step), call = self.given.calls[k]
+        (prompt, step), call = self.given.calls[k]
         target = joined_tokens(self.family, to_device(self.leaving[k], self.device))
         weights = None
         if self.given.weights:
@@ -173,9 +174,10 @@ class Blockwise:
             self.sides[k][index],
             target,
             weights,
-            step / self.opened.steps,
-            self.frames,
+            self.given.store.progress(prompt, step),
+            self.grid[0],
             # Rows that hold frames or places beside branches (Latte) do not alternate: there are no pairs to combine.
             self.opened.guidance_scale if len(target) == 2 and call == 0 else None,
             call,
+            math.prod(self.grid),
         )

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2q.blockwise import Blockwise, CalibrationSet
+from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import combine, min_max, salience_of_prompt
 from s2q.calibration.selection import Sample, select
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.blocks import first_call, modality_slices, to_device
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress

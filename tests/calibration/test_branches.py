@@ -10,9 +10,10 @@ from tiny import PROMPTS, STEPS
 from tiny_families import FAMILIES, make_wan_pipeline
 from torch import Tensor
 
-from s2q.calibration import trajectory
-from s2q.calibration.calls import as_calls, calls_by_step
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration import recording
+from s2q.calibration.calls import as_calls, calls_by_section, calls_by_step
+from s2q.calibration.recording import record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.families import HUNYUAN_VIDEO, WAN
 from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
 from s2q.progress import NoProgress
@@ -157,12 +158,12 @@ def test_texts_of_different_lengths_are_recorded_apart(
     open_family: Callable[..., OpenPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shorter(*args: Any) -> Any:
-        steps, final = calls_by_step(*args)
-        for _, uncond in steps:
+        (section,) = calls_by_section(*args)
+        for _, uncond in section.steps:
             uncond["encoder_hidden_states"] = uncond["encoder_hidden_states"][:, :2]
-        return steps, final
+        return [section]
 
-    monkeypatch.setattr(trajectory, "calls_by_step", shorter)
+    monkeypatch.setattr(recording, "calls_by_section", shorter)
     store = record(open_family("wan"), tmp_path)
     assert store.calls(0) == 2
     cond, uncond = (store.arguments(0, 1, call=call)["encoder_hidden_states"] for call in range(2))
@@ -174,11 +175,11 @@ def test_calls_of_a_step_that_do_not_share_their_noise_or_time_are_refused(
     name: str, open_family: Callable[..., OpenPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def changed(*args: Any) -> Any:
-        steps, final = calls_by_step(*args)
-        steps[1][1][name] = steps[1][1][name] + 1
-        return steps, final
+        (section,) = calls_by_section(*args)
+        section.steps[1][1][name] = section.steps[1][1][name] + 1
+        return [section]
 
-    monkeypatch.setattr(trajectory, "calls_by_step", changed)
+    monkeypatch.setattr(recording, "calls_by_section", changed)
     with pytest.raises(PipelineError, match=f"'{name}'.*differs between the guidance branches"):
         record(open_family("wan"), tmp_path)
     assert not list(tmp_path.iterdir())

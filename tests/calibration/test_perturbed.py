@@ -13,7 +13,8 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from s2q.calibration.calls import calls_by_step
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration.recording import record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.cli import app
 from s2q.evaluation.video import read_clip

@@ -1,7 +1,7 @@
 """How a pipeline calls its transformer while it makes a latent, step by step, and the branches of a step as one call."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +15,39 @@ from s2q.models.steps import steps_told
 Call = dict[str, Any]
 
 
+class Section(NamedTuple):
+    """One way from noise to a latent. Most pipelines go one for a clip; Framepack goes one for each piece of it."""
+
+    steps: list[list[Call]]
+    """Keyword arguments of every call of the transformer, step by step."""
+    final: Tensor
+    """What the last step leaves, on the CPU."""
+
+
 def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent.
+    """The steps of all sections, see `calls_by_section`, and the latent that the last one leaves."""
+    sections = calls_by_section(opened, prompt, seed)
+    return [step for section in sections for step in section.steps], sections[-1].final
+
+
+def calls_by_section(opened: OpenPipeline, prompt: str, seed: int) -> list[Section]:
+    """How the transformer is called while a clip is made. A section begins where the time is later than it was before.
 
     Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
 
     Raises:
         PipelineError: it is not called at all, or in a way that cannot be replayed.
     """
-    steps: list[list[Call]] = [[]]
-    left: list[Tensor] = []
+    family = opened.family
+    sections: list[Section] = []
+    calls: list[Call] = []  # of the step that is running
+    steps: list[list[Call]] = []  # of the section
+    left: list[Tensor] = []  # by its last step
+    told, idle = 0, 0
+
+    def close() -> None:
+        sections.append(Section(list(steps), left[0].cpu()))
+        steps.clear()
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
         if args:
@@ -35,32 +58,40 @@ def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[li
                 "they change is in no argument, so these calls cannot be replayed. Use a guider without hooks, such as "
                 "ClassifierFreeGuidance"
             )
-        steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
+        if steps and not calls and kwargs[family.timestep].max() > steps[-1][0][family.timestep].max():
+            close()
+        calls.append({name: _detached(value) for name, value in kwargs.items()})
 
     def after_step(latents: Tensor) -> None:
-        if steps[-1]:
-            left[:] = [latents]
-        steps.append([])
+        nonlocal told, idle
+        told += 1
+        if not calls:
+            idle += 1
+            return
+        left[:] = [latents]
+        steps.append(list(calls))
+        calls.clear()
 
     handle = opened.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
     try:
-        with steps_told(opened.pipe, after_step) as told:
-            final = opened.pipe(
+        with steps_told(opened.pipe, after_step) as more:
+            made = opened.pipe(
                 prompt=prompt,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="latent",
                 return_dict=False,
-                **told,
+                **more,
                 **read_media(prompt),
                 **opened.call,
             )[0]
     finally:
         handle.remove()
-    served = [calls for calls in steps[:-1] if calls]
-    if not served:
-        raise PipelineError(f"{opened.part} is called in none of the {len(steps) - 1} steps: take more steps")
-    whole = len(served) == len(steps) - 1 and final.shape == left[0].shape
-    return served, (final if whole else left[0]).cpu()
+    if not steps:
+        raise PipelineError(f"{opened.part} is called in none of the {told} steps: take more steps")
+    if not idle and isinstance(made, Tensor) and made.shape == left[0].shape:
+        left[:] = [made]
+    close()
+    return sections
 
 
 def as_calls(calls: Sequence[Call], family: Family) -> list[Call]:
@@ -80,6 +111,19 @@ def as_calls(calls: Sequence[Call], family: Family) -> list[Call]:
         for name, value in cond.items()
     }
     return [joined, *calls[2:]]
+
+
+def rows_by_branch(call: Call, made: Sequence[Call], family: Family) -> set[str]:
+    """Names of the arguments of `call` that have a row for each branch.
+
+    Args:
+        call: one of those that `as_calls` made of `made`.
+    """
+    rows = call[family.latents].shape[0]
+    if rows > made[0][family.latents].shape[0]:
+        return {name for name, value in made[0].items() if _stacks(name, value, family)}
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    return {name for name, value in tensors.items() if name in family.batched or (value.ndim and len(value) == rows)}
 
 
 def _stackable(cond: Call, uncond: Call, family: Family) -> bool:

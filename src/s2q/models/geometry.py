@@ -13,6 +13,8 @@ from s2q.models.family import Family, patch_of
 
 # Of T5, where a pipeline leaves no choice (Latte, EasyAnimate).
 TEXT_TOKENS = 120
+# What Framepack calls the frames of the latent that it makes at a time.
+WINDOW = "latent_window_size"
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,20 @@ def call_defaults(family: Family) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
-def denoising_steps(arguments: Mapping[str, Any]) -> int:
-    """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength."""
+def denoising_steps(arguments: Mapping[str, Any], temporal: int) -> int:
+    """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength.
+
+    One that makes it in sections (Framepack) goes through all for each.
+
+    Args:
+        temporal: see `vae_factors`.
+    """
     steps = int(arguments["num_inference_steps"])
     strength = arguments.get(
         "denoise_strength", arguments.get("strength")
     )  # LTX calls by the second how firm an image is
+    if WINDOW in arguments:
+        return steps * max(1, -(-arguments["num_frames"] // ((arguments[WINDOW] - 1) * temporal + 1)))
     return steps if strength is None else min(int(steps * strength), steps)
 
 
@@ -112,7 +122,7 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         )
     height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
     width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
-    latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
+    latent = (chosen.get(WINDOW) or (int(frames) - 1) // temporal + 1, int(height), int(width))
     guided = family.guidance is None or chosen[family.guidance] > 1
     further = sum(any((chosen.get(name) or 0) > least for name in names) for names, least in family.further_calls)
     own_text = config[family.text_length] if family.text_length else None
@@ -122,5 +132,5 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         text=int(given.get("max_sequence_length") or own_text or chosen.get("max_sequence_length", TEXT_TOKENS)),
         text_is_joined="encoder_hidden_states" in family.tokens,
         branches=1 + guided + further,
-        steps=denoising_steps(chosen),
+        steps=denoising_steps(chosen, temporal),
     )

@@ -92,7 +92,7 @@ class OpenPipeline:
     @property
     def all_steps(self) -> int:
         """Denoising steps of a call."""
-        return denoising_steps(self._arguments())
+        return denoising_steps(self._arguments(), getattr(self.pipe, "vae_scale_factor_temporal", 4))
 
     @property
     def steps(self) -> int:

@@ -30,6 +30,8 @@ class BlockSample:
     """Scale s of classifier-free guidance if the rows are pairs of an unconditional and a conditional branch."""
     call: int = 0
     """Which of a step's calls it is: those of different kinds have different side arguments, and are never collated."""
+    video_tokens: int | None = None
+    """Tokens of the clip, which stand last of the video's: Framepack has its history before them. None is all."""
 
 
 def collate(samples: list[BlockSample]) -> BlockSample:
@@ -110,6 +112,10 @@ def guided_error(output: Tensor, sample: BlockSample) -> Tensor:
     return combined.mean() / sample.target.float().square().sum(-1).mean()
 
 
+def _clip(video: slice, tokens: int | None) -> slice:
+    return video if tokens is None else slice(max(video.start, video.stop - tokens), video.stop)
+
+
 def block_loss(
     family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec, whole: BlockSample | None = None
 ) -> Tensor:
@@ -127,7 +133,7 @@ def block_loss(
     if partial:
         loss = loss * (sample.target.float().square().sum() / whole.target.float().square().sum())
     if objective.temporal:
-        video = video_slice(family, states)
+        video = _clip(video_slice(family, states), sample.video_tokens)
         error = temporal_error(output[:, video], sample.target[:, video], sample.frames)
         loss = loss + objective.temporal * (error * (len(output) / len(whole.target)) if partial else error)
     return loss

@@ -1,0 +1,168 @@
+"""Run the full-precision pipeline and write down what it feeds its transformer, see `s2q.calibration.trajectory`."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s2q.calibration.calls import Call, as_calls, calls_by_section, rows_by_branch, same
+from s2q.calibration.encoding import prompts_encoded
+from s2q.calibration.trajectory import (
+    SECTIONS,
+    STEPS,
+    TrajectoryStore,
+    name_before,
+    recorded,
+    section_of,
+    trajectory_path,
+)
+from s2q.media import described
+from s2q.models.family import Family
+from s2q.models.pipelines import OpenPipeline, PipelineError
+from s2q.progress import Progress
+from s2q.storage import derived_seed, write_tensors
+
+
+def record_trajectories(
+    opened: OpenPipeline,
+    prompts: Sequence[str],
+    seed: int,
+    folder: Path,
+    progress: Progress,
+    takes: Callable[[int], bool] = lambda index: True,
+) -> TrajectoryStore:
+    """Run the pipeline once a prompt; prompts whose file is there already are skipped.
+
+    Args:
+        takes: whether prompt number n is recorded here; another process records the others.
+
+    Raises:
+        PipelineError: the pipeline calls its transformer in a way that cannot be replayed.
+    """
+    # Files that an earlier version of s2q left say nothing of calls: they are made again.
+    missing = [i for i in range(len(prompts)) if takes(i) and "calls" not in recorded(folder, i)]
+    encoded = nullcontext()
+    if opened.disposable_text:
+        encoded = prompts_encoded(opened, [prompts[index] for index in missing])
+    with progress.stage("trajectories", len(prompts)) as stage, encoded:
+        stage.advance(len(prompts) - len(missing))
+        for index in missing:
+            started = time.perf_counter()
+            tensors, calls, lengths = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
+            metadata = {
+                "prompt": described(prompts[index]),
+                "calls": calls,
+                "sections": lengths,
+                "channels": opened.family.channels,
+                "seconds": time.perf_counter() - started,
+            }
+            write_tensors(trajectory_path(folder, index), tensors, metadata)
+            stage.advance()
+    return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
+
+
+def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], list[dict[str, Any]], list[int]]:
+    """Tensors of one prompt's file, what is no tensor of each call of a step, see `_of_call`, and steps of each section."""
+    family, axis = opened.family, opened.family.channels
+    sections = calls_by_section(opened, prompt, seed)
+    steps = [step for section in sections for step in section.steps]
+    lengths = [len(section.steps) for section in sections]
+    for step, made in enumerate(steps):
+        if len(made) != len(steps[0]):
+            raise PipelineError(
+                f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
+                f"in step {step + 1}: steps must be alike"
+            )
+    tensors: dict[str, Tensor] = {}
+    calls: list[dict[str, Any]] = []
+    for over_time in zip(*(as_calls(made, family) for made in steps), strict=True):
+        noisy, condition = _parted([call[family.latents] for call in over_time], sections[0].final.shape[axis], axis)
+        by_branch = rows_by_branch(over_time[0], steps[0], family)
+        own, described_call = _of_call(over_time, family, by_branch, lengths)
+        if not calls:
+            rows, dtype = iter(noisy), noisy[0].dtype
+            one_after_another = [[*(next(rows)[:1] for _ in one.steps), one.final.to(dtype)] for one in sections]
+            tensors["latents"] = torch.cat([row for rows in one_after_another for row in rows])
+            # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
+            tensors["timesteps"] = torch.stack([_first_row(call[family.timestep]) for call in over_time])
+        for step, (latents, call) in enumerate(zip(noisy, over_time, strict=True)):
+            _check_shared(family.latents, latents, tensors["latents"][step + section_of(lengths, step)])
+            _check_shared(family.timestep, call[family.timestep], tensors["timesteps"][step])
+        tensors |= {f"{name_before(len(calls))}{name}": tensor for name, tensor in (condition | own).items()}
+        calls.append(described_call)
+    return tensors, calls, lengths
+
+
+def _check_shared(name: str, rows: Tensor, one: Tensor) -> None:
+    if not torch.equal(rows.to(one.dtype), one.expand_as(rows)):
+        raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
+
+
+def _of_call(
+    over_time: Sequence[Call], family: Family, by_branch: Collection[str], lengths: Sequence[int]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors of one of a step's calls, given as it is made over the T steps, and JSON-like what is no tensor.
+
+    "arguments" are plain ones (None, bool, numbers, tuples of them), "lists" the names of those that are lists, and
+    "branches" is the number of rows.
+    """
+    tensors, plain = {}, {}
+    for name, value in over_time[0].items():
+        if name in (family.latents, family.timestep):
+            continue
+        values = [call.get(name) for call in over_time]
+        changes = not all(same(later, value) for later in values)
+        if isinstance(value, Tensor):
+            kind = "arguments" if name in by_branch else "shared"
+            if not changes:
+                tensors[f"{kind}.{name}"] = value
+                continue
+            if all(isinstance(later, Tensor) and later.shape == value.shape for later in values):
+                starts = [sum(lengths[:section]) for section in range(len(lengths))]
+                kept = [values[starts[section_of(lengths, step)]] for step in range(len(values))]
+                if all(same(*pair) for pair in zip(values, kept, strict=True)):
+                    tensors[f"{SECTIONS}{kind}.{name}"] = torch.stack([values[start] for start in starts])
+                else:
+                    tensors[f"{STEPS}{kind}.{name}"] = torch.stack(values)
+                continue
+        elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
+            tensors |= dict(_leaves(f"shared.{name}", value))
+        else:
+            plain[name] = value
+        if changes:
+            raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
+    lists = [name for name, value in plain.items() if isinstance(value, list)]
+    branches = over_time[0][family.latents].shape[0]
+    return tensors, {"arguments": plain, "lists": lists, "branches": branches}
+
+
+def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """What the transformer is given, [B, …] a step, parted into x_t and what a pipeline puts behind it in the channels."""
+    more = inputs[0].shape[axis] - channels
+    if more == 0:
+        return list(inputs), {}
+    conditions = [tensor.narrow(axis, channels, more) for tensor in inputs]
+    if not all(torch.equal(condition, conditions[0]) for condition in conditions):
+        raise PipelineError(f"the {more} channels beside the {channels} of the latents change from step to step")
+    return [tensor.narrow(axis, 0, channels) for tensor in inputs], {"condition": conditions[0].contiguous()}
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in nested tuples, named by their places: `name.0.1` is the second of the first."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{name}.{index}", item)
+    else:
+        raise PipelineError(
+            f"argument {name.split('.')[1]!r} of the transformer mixes tensors with {type(value).__name__}"
+        )
+
+
+def _first_row(value: Tensor) -> Tensor:
+    return value[0] if value.ndim else value

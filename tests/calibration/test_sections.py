@@ -1,0 +1,100 @@
+"""Framepack makes a clip in sections, each from noise of its own: nothing of one is taken for another's."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import PROMPTS, STEPS, cheap
+from tiny_media import MEDIA_PIPELINES, with_media
+
+from s2q.calibration.calls import calls_by_section, calls_by_step, same
+from s2q.calibration.recording import record_trajectories
+from s2q.calibration.salience import diffusion_salience, salience_of_prompt
+from s2q.calibration.trajectory import SECTIONS, TrajectoryStore
+from s2q.models.pipelines import OpenPipeline
+from s2q.planning import plan
+from s2q.progress import NoProgress
+from s2q.storage import derived_seed
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers about itself
+FRAMEPACK = MEDIA_PIPELINES["framepack"]
+GUIDED = {"true_cfg_scale": 3.0, "negative_prompt": "left"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return FRAMEPACK.save(tmp_path_factory.mktemp("framepack") / "pipeline")
+
+
+@pytest.fixture
+def opened(folder: Path) -> OpenPipeline:
+    return FRAMEPACK.open(folder)
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[str]:
+    return with_media(PROMPTS, ("image", "last_image"), tmp_path)
+
+
+@pytest.fixture
+def store(opened: OpenPipeline, prompts: list[str], tmp_path: Path) -> TrajectoryStore:
+    return record_trajectories(opened, prompts[:1], 0, tmp_path / "recorded", NoProgress())
+
+
+def test_every_section_goes_from_its_own_noise_to_its_own_latent(
+    opened: OpenPipeline, store: TrajectoryStore, prompts: list[str]
+) -> None:
+    sections = calls_by_section(opened, prompts[0], derived_seed(0, "trajectory", 0))
+    assert [len(section.steps) for section in sections] == [STEPS, STEPS]
+    kept = store.sections(0)
+    assert len(store.timesteps()) == opened.steps == 2 * STEPS
+    for section, latents in zip(sections, kept, strict=True):
+        assert torch.equal(latents[0], section.steps[0][0]["hidden_states"][0])
+        assert torch.equal(latents[-1], section.final[0])
+    assert not torch.equal(kept[0][0], kept[1][0])
+    assert [store.progress(0, step) for step in range(2 * STEPS)] == [step / STEPS for step in range(STEPS)] * 2
+
+
+def test_salience_never_looks_from_one_section_into_the_next(opened: OpenPipeline, store: TrajectoryStore) -> None:
+    diffusion, quantization = salience_of_prompt(store, 0, opened.transformer, opened.family, "latents")
+    assert torch.equal(diffusion, torch.cat([diffusion_salience(latents) for latents in store.sections(0)]))
+    assert quantization.shape == (2 * STEPS,)
+    _, hidden = salience_of_prompt(store, 0, opened.transformer, opened.family, "hidden_states")
+    assert hidden.shape == (2 * STEPS,)
+
+
+def test_history_is_kept_once_a_section(store: TrajectoryStore) -> None:
+    first, second = (store.arguments(0, step)["latents_history_2x"] for step in (STEPS - 1, STEPS))
+    assert not torch.equal(first, second)
+    with store._open(0) as file:
+        kept = {name: file.get_slice(name).get_shape()[0] for name in file.keys() if name.startswith(SECTIONS)}  # noqa: SIM118
+        assert not [name for name in file.keys() if name.startswith("steps.")]  # noqa: SIM118
+    assert {"sections.arguments.latents_history_2x", "sections.shared.indices_latents"} <= kept.keys()
+    assert set(kept.values()) == {2}
+
+
+def test_two_places_in_time_are_not_taken_for_two_branches(folder: Path, prompts: list[str], tmp_path: Path) -> None:
+    """The clean frames are two, and so are the guidance branches."""
+    opened = FRAMEPACK.open(folder)
+    opened.call |= GUIDED
+    store = record_trajectories(opened, prompts[:1], 0, tmp_path, NoProgress())
+    steps, _ = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
+    for step, (cond, uncond) in enumerate(steps):
+        for branch, call in (("cond", cond), ("uncond", uncond)):
+            stored: dict[str, Any] = store.arguments(0, step, branch)
+            assert [name for name in call if not same(stored[name], call[name])] == []
+    assert store.arguments(0, 1)["indices_latents_clean"].shape == (2,)
+
+
+@pytest.mark.parametrize("step", [-1, 2 * STEPS])
+def test_a_step_beyond_the_last_section_is_an_error(step: int, store: TrajectoryStore) -> None:
+    with pytest.raises(IndexError, match=f"step {step} of {2 * STEPS}"):
+        store.arguments(0, step)
+
+
+def test_a_plan_counts_the_steps_of_all_sections(folder: Path, opened: OpenPipeline) -> None:
+    recipe = cheap("s2q_vdit", "W4A6")
+    one, two = (plan(folder, recipe, opened.call | {"num_frames": frames}, timed=False) for frames in (9, 13))
+    assert two.tokens == one.tokens
+    assert two.disk_bytes > one.disk_bytes
