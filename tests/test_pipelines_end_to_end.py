@@ -1,16 +1,13 @@
 """Pipelines of words alone, and with images, videos and controls: recorded, quantized, loaded, and a clip made."""
 
-import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
-import diffusers
 import pytest
 import torch
 from tiny import PROMPTS, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
-from tiny_pipelines import PIPELINES
+from tiny_pipelines import PIPELINES, without_ftfy
 
 from s2q.assessment import evaluate
 from s2q.calibration.calls import calls_by_step, same
@@ -35,9 +32,8 @@ def named_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 @pytest.fixture(autouse=True)
 def ftfy(named_folder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some pipelines mend a prompt's letters with ftfy, which is not installed here; there is nothing to mend."""
-    module = sys.modules[getattr(diffusers, ALL[named_folder[0]].class_name).__module__]
-    monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
+    """In no test."""
+    without_ftfy(ALL[named_folder[0]].class_name, monkeypatch)
 
 
 @pytest.fixture

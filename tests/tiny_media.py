@@ -260,6 +260,16 @@ MEDIA_PIPELINES = {
         (3, 4, 4),  # a frame of the latent is of the reference image
         media=("video", "mask", "reference_images"),
     ),
+    "wan-animate": TinyPipeline(
+        "WanAnimatePipeline",
+        lambda: make("WanAnimateTransformer3DModel", image_dim=8, added_kv_proj_dim=32),
+        make_wan_vae,
+        unipc,
+        {"num_inference_steps": tiny.STEPS, "height": 32, "width": 32, "segment_frame_length": 5},
+        (3, 4, 4),  # a frame of the latent is of the image
+        clip_vision,
+        media=("image", "pose_video", "face_video"),
+    ),
     "skyreels-v2-i2v": TinyPipeline(
         "SkyReelsV2ImageToVideoPipeline",
         lambda: make("SkyReelsV2Transformer3DModel", **WAN_I2V),

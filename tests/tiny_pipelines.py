@@ -1,11 +1,14 @@
 """A tiny random text-to-video pipeline around each transformer that one is tested with: for mechanics only."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import pytest
 import tiny
 import torch
 from diffusers import (
@@ -89,6 +92,12 @@ class TinyPipeline:
         for name, value in self.fixed.items():
             setattr(opened.pipe, name, value)
         return opened
+
+
+def without_ftfy(class_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some pipelines mend a prompt's letters with ftfy, which is not installed here; there is nothing to mend."""
+    module = sys.modules[getattr(diffusers, class_name).__module__]
+    monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
 
 
 def _mochi_vae() -> AutoencoderKLMochi:

@@ -129,6 +129,9 @@ INPUTS: dict[str, Input] = {
     "reference_images": Input("dog.png", lambda paths: [read_image(path) for path in paths]),
     "video": _VIDEO,
     "control_video": _VIDEO,
+    "pose_video": _VIDEO,
+    "face_video": _VIDEO,
+    "background_video": _VIDEO,
     "mask": _VIDEO,
     "mask_video": _VIDEO,
 }

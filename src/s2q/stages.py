@@ -100,13 +100,15 @@ def _select(
         for prompt in range(store.prompts):
             pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
             stage.advance()
-    diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
+    # A pose or a video of more frames than another may take more sections: candidates are those of which all have one.
+    steps = min(len(diffusion) for diffusion, _ in pairs)
+    diffusion, quantization = (torch.stack([one[:steps] for one in side]) for side in zip(*pairs, strict=True))
     alone = {"diffusion": diffusion, "quantization": quantization}.get(recipe.sampler.score)
     scores = combine(diffusion, quantization) if alone is None else min_max(alone)
     done = {
         "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
         "scores": scores.tolist(),
-        "timesteps": store.timesteps().tolist(),
+        "timesteps": store.timesteps()[:steps].tolist(),
         "seconds": time.perf_counter() - started,
     }
     write_json(path, done)

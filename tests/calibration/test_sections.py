@@ -1,5 +1,6 @@
-"""Framepack makes a clip in sections, each from noise of its own: nothing of one is taken for another's."""
+"""Framepack and Wan Animate make a clip in sections, each from noise of its own: nothing of one is taken for another's."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,20 @@ import pytest
 import torch
 from tiny import PROMPTS, STEPS, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
+from tiny_pipelines import without_ftfy
 
 from s2q.calibration.calls import calls_by_section, calls_by_step, same
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import diffusion_salience, salience_of_prompt
 from s2q.calibration.trajectory import SECTIONS, TrajectoryStore
+from s2q.checkpoint import PROVENANCE_NAME
+from s2q.models.geometry import geometry
 from s2q.models.pipelines import OpenPipeline
 from s2q.planning import plan
 from s2q.progress import NoProgress
+from s2q.run import quantize
 from s2q.storage import derived_seed
+from s2q.twins import generate
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers about itself
 FRAMEPACK = MEDIA_PIPELINES["framepack"]
@@ -98,3 +104,61 @@ def test_a_plan_counts_the_steps_of_all_sections(folder: Path, opened: OpenPipel
     one, two = (plan(folder, recipe, opened.call | {"num_frames": frames}, timed=False) for frames in (9, 13))
     assert two.tokens == one.tokens
     assert two.disk_bytes > one.disk_bytes
+
+
+@pytest.fixture(scope="module")
+def animate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return MEDIA_PIPELINES["wan-animate"].save(tmp_path_factory.mktemp("animate") / "pipeline")
+
+
+@pytest.fixture(autouse=True)
+def ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no test."""
+    without_ftfy("WanAnimatePipeline", monkeypatch)
+
+
+@torch.no_grad()
+def test_wan_animate_begins_a_section_with_the_last_frames_of_the_one_before(animate: Path, tmp_path: Path) -> None:
+    opened = MEDIA_PIPELINES["wan-animate"].open(animate)
+    # What the pipeline gives back is scaled for the VAE by these, and no x_t.
+    opened.pipe.vae.register_to_config(latents_mean=[0.3] * 4, latents_std=[2.0] * 4)
+    prompts = with_media(PROMPTS[:1], MEDIA_PIPELINES["wan-animate"].media, tmp_path, frames=9)
+    store = record_trajectories(opened, prompts, 0, tmp_path, NoProgress())
+    left: list[torch.Tensor] = []
+    generate(opened, prompts[0], derived_seed(0, "trajectory", 0), left.append)
+    assert len(left) == 2 * STEPS
+    for section, latents in enumerate(store.sections(0)):
+        assert torch.equal(latents[1:], torch.cat(left[section * STEPS : (section + 1) * STEPS]))
+    first, second = (store.arguments(0, step)["hidden_states"][:, 4:] for step in (0, STEPS))
+    assert not torch.equal(first, second)
+    steps, _ = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
+    for step, (call,) in enumerate(steps):
+        stored = store.arguments(0, step)
+        assert [name for name in call if not same(stored[name], call[name])] == []
+
+
+def test_of_poses_of_different_lengths_the_sections_that_all_have_are_candidates(animate: Path, tmp_path: Path) -> None:
+    opened = MEDIA_PIPELINES["wan-animate"].open(animate)
+    prompts = []
+    for prompt, frames in zip(PROMPTS, (9, 5), strict=True):
+        (tmp_path / str(frames)).mkdir()
+        prompts += with_media([prompt], MEDIA_PIPELINES["wan-animate"].media, tmp_path / str(frames), frames)
+    made = quantize(opened, cheap("gptq", "W4A6"), tmp_path / "out", prompts=prompts)
+    provenance = json.loads((made.folder / PROVENANCE_NAME).read_text())
+    assert [len(scores) for scores in provenance["salience"]] == [STEPS, STEPS]
+    assert len(provenance["timesteps"]) == STEPS
+
+
+@pytest.mark.parametrize(
+    ("call", "size", "steps"),
+    [
+        ({"segment_frame_length": 77, "num_frames": 77}, 21, 20),
+        ({"segment_frame_length": 77, "num_frames": 78}, 21, 40),
+        ({"segment_frame_length": 5, "num_frames": 9}, 3, 40),
+        ({}, 21, 20),
+    ],
+)
+def test_sections_of_wan_animate_are_planned_for(call: dict[str, int], size: int, steps: int, animate: Path) -> None:
+    opened = MEDIA_PIPELINES["wan-animate"].open(animate)
+    sizes = geometry(opened.family, opened.transformer.config, (4, 8), {"num_frames": 5} | call)
+    assert (sizes.latent[0], sizes.steps) == (size, steps)

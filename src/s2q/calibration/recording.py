@@ -80,7 +80,7 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     tensors: dict[str, Tensor] = {}
     calls: list[dict[str, Any]] = []
     for over_time in zip(*(as_calls(made, family) for made in steps), strict=True):
-        noisy, condition = _parted([call[family.latents] for call in over_time], sections[0].final.shape[axis], axis)
+        noisy, beside = _parted([call[family.latents] for call in over_time], sections[0].final.shape[axis], axis)
         by_branch = rows_by_branch(over_time[0], steps[0], family)
         own, described_call = _of_call(over_time, family, by_branch, lengths)
         if not calls:
@@ -92,7 +92,15 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
         for step, (latents, call) in enumerate(zip(noisy, over_time, strict=True)):
             _check_shared(family.latents, latents, tensors["latents"][step + section_of(lengths, step)])
             _check_shared(family.timestep, call[family.timestep], tensors["timesteps"][step])
-        tensors |= {f"{name_before(len(calls))}{name}": tensor for name, tensor in (condition | own).items()}
+        if beside:
+            prefix, kept = _over_time(beside, lengths)
+            if prefix == STEPS:
+                raise PipelineError(
+                    f"the {beside[0].shape[axis]} channels beside the {noisy[0].shape[axis]} of the latents change from "
+                    "step to step"
+                )
+            own[f"{prefix}condition"] = kept.contiguous()
+        tensors |= {f"{name_before(len(calls))}{name}": tensor for name, tensor in own.items()}
         calls.append(described_call)
     return tensors, calls, lengths
 
@@ -118,16 +126,9 @@ def _of_call(
         changes = not all(same(later, value) for later in values)
         if isinstance(value, Tensor):
             kind = "arguments" if name in by_branch else "shared"
-            if not changes:
-                tensors[f"{kind}.{name}"] = value
-                continue
             if all(isinstance(later, Tensor) and later.shape == value.shape for later in values):
-                starts = [sum(lengths[:section]) for section in range(len(lengths))]
-                kept = [values[starts[section_of(lengths, step)]] for step in range(len(values))]
-                if all(same(*pair) for pair in zip(values, kept, strict=True)):
-                    tensors[f"{SECTIONS}{kind}.{name}"] = torch.stack([values[start] for start in starts])
-                else:
-                    tensors[f"{STEPS}{kind}.{name}"] = torch.stack(values)
+                prefix, kept = _over_time(values, lengths)
+                tensors[f"{prefix}{kind}.{name}"] = kept
                 continue
         elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
             tensors |= dict(_leaves(f"shared.{name}", value))
@@ -140,15 +141,22 @@ def _of_call(
     return tensors, {"arguments": plain, "lists": lists, "branches": branches}
 
 
-def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
+def _over_time(values: Sequence[Tensor], lengths: Sequence[int]) -> tuple[str, Tensor]:
+    """What is kept of a tensor, given as it is in each step: it, one a section, or one a step; and how its name begins."""
+    if all(same(value, values[0]) for value in values):
+        return "", values[0]
+    starts = [sum(lengths[:section]) for section in range(len(lengths))]
+    if all(same(value, values[starts[section_of(lengths, step)]]) for step, value in enumerate(values)):
+        return SECTIONS, torch.stack([values[start] for start in starts])
+    return STEPS, torch.stack(list(values))
+
+
+def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], list[Tensor]]:
     """What the transformer is given, [B, …] a step, parted into x_t and what a pipeline puts behind it in the channels."""
     more = inputs[0].shape[axis] - channels
     if more == 0:
-        return list(inputs), {}
-    conditions = [tensor.narrow(axis, channels, more) for tensor in inputs]
-    if not all(torch.equal(condition, conditions[0]) for condition in conditions):
-        raise PipelineError(f"the {more} channels beside the {channels} of the latents change from step to step")
-    return [tensor.narrow(axis, 0, channels) for tensor in inputs], {"condition": conditions[0].contiguous()}
+        return list(inputs), []
+    return [one.narrow(axis, 0, channels) for one in inputs], [one.narrow(axis, channels, more) for one in inputs]
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -13,8 +13,6 @@ from s2q.models.family import Family, patch_of
 
 # Of T5, where a pipeline leaves no choice (Latte, EasyAnimate).
 TEXT_TOKENS = 120
-# What Framepack calls the frames of the latent that it makes at a time.
-WINDOW = "latent_window_size"
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def call_defaults(family: Family) -> dict[str, Any]:
 def denoising_steps(arguments: Mapping[str, Any], temporal: int) -> int:
     """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength.
 
-    One that makes it in sections (Framepack) goes through all for each.
+    One that makes it in sections (Framepack, Wan Animate) goes through all for each.
 
     Args:
         temporal: see `vae_factors`.
@@ -62,9 +60,29 @@ def denoising_steps(arguments: Mapping[str, Any], temporal: int) -> int:
     strength = arguments.get(
         "denoise_strength", arguments.get("strength")
     )  # LTX calls by the second how firm an image is
-    if WINDOW in arguments:
-        return steps * max(1, -(-arguments["num_frames"] // ((arguments[WINDOW] - 1) * temporal + 1)))
-    return steps if strength is None else min(int(steps * strength), steps)
+    if strength is not None:
+        return min(int(steps * strength), steps)
+    return steps * _sections(arguments, temporal)
+
+
+def _sections(arguments: Mapping[str, Any], temporal: int) -> int:
+    """How many sections a clip is made in; one, where its length is known from a prompt's files alone."""
+    frames = arguments.get("num_frames")
+    if frames and "latent_window_size" in arguments:  # Framepack
+        return -(-frames // ((arguments["latent_window_size"] - 1) * temporal + 1))
+    if frames and "segment_frame_length" in arguments:  # Wan Animate begins with the last frames of the section before
+        again = arguments["prev_segment_conditioning_frames"]
+        return max(1, -(-(frames - again) // (arguments["segment_frame_length"] - again)))
+    return 1
+
+
+def _latent_frames(arguments: Mapping[str, Any], frames: int, temporal: int) -> int:
+    """Frames of the latent that the transformer sees at a time."""
+    if "latent_window_size" in arguments:
+        return arguments["latent_window_size"]
+    if "segment_frame_length" in arguments:  # and one of the image
+        return (arguments["segment_frame_length"] - 1) // temporal + 2
+    return (frames - 1) // temporal + 1
 
 
 def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -122,7 +140,7 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         )
     height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
     width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
-    latent = (chosen.get(WINDOW) or (int(frames) - 1) // temporal + 1, int(height), int(width))
+    latent = (_latent_frames(chosen, int(frames), temporal), int(height), int(width))
     guided = family.guidance is None or chosen[family.guidance] > 1
     further = sum(any((chosen.get(name) or 0) > least for name in names) for names, least in family.further_calls)
     own_text = config[family.text_length] if family.text_length else None

@@ -16,8 +16,9 @@ LEAST_STRETCH = 0.02
 """Difference of shapes that is worth a warning: less comes of sizes being whole patches."""
 FRAMES = ("num_frames", "video_length")
 """What pipelines call the length of the video that they make."""
-VIDEOS = ("video", "control_video")
+VIDEOS = ("video", "control_video", "pose_video")
 """What pipelines call the video that they make another of."""
+NOT_OF_THE_CLIPS_SHAPE = ("face_video",)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,9 @@ def check_prompts(
                 wrong.append(f"{key} {error}")
                 continue
             first = read[0] if isinstance(read, list) else read
-            if size is not None and abs(first.width * size[0] / (first.height * size[1]) - 1) > LEAST_STRETCH:
+            if size is None or key in NOT_OF_THE_CLIPS_SHAPE:
+                continue
+            if abs(first.width * size[0] / (first.height * size[1]) - 1) > LEAST_STRETCH:
                 _LOG.warning(
                     "%s %s is %d×%d and the video %d×%d: pipelines stretch it. Cut it to shape for a true picture",
                     key, paths[0], first.width, first.height, size[1], size[0],
