@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import PROMPTS, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
-from tiny_pipelines import PIPELINES, without_ftfy
+from tiny_pipelines import PIPELINES, with_stand_ins
 
 from s2q.assessment import evaluate
 from s2q.calibration.calls import calls_by_step, same
@@ -31,9 +31,9 @@ def named_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(autouse=True)
-def ftfy(named_folder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """In no test."""
-    without_ftfy(ALL[named_folder[0]].class_name, monkeypatch)
+def stand_ins(named_folder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every test."""
+    with_stand_ins(ALL[named_folder[0]].class_name, monkeypatch)
 
 
 @pytest.fixture

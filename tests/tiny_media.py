@@ -9,7 +9,18 @@ import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import SIZE, make_clip, make_hunyuan_vae, make_llama, make_ltx, make_ltx_vae, make_wan_vae
-from tiny_pipelines import LTX2, TEXT, TinyPipeline, ltx2_parts, make, make_ltx2_vae, unipc
+from tiny_pipelines import (
+    LTX2,
+    TEXT,
+    Guardrail,
+    TinyPipeline,
+    edm,
+    ltx2_parts,
+    make,
+    make_cosmos_vae,
+    make_ltx2_vae,
+    unipc,
+)
 from tiny_transformers import COGVIDEOX
 from transformers import (
     CLIPImageProcessor,
@@ -201,6 +212,26 @@ MEDIA_PIPELINES = {
         | {"num_frames": 13, "latent_window_size": 3, "prompt_template": {"template": "{}", "crop_start": 0}},
         (3, 4, 4),
         framepack_parts,
+        media=("image",),
+    ),
+    "cosmos-video": TinyPipeline(
+        "CosmosVideoToWorldPipeline",
+        lambda: make("CosmosTransformer3DModel", in_channels=4 + 1, concat_padding_mask=True),
+        make_cosmos_vae,
+        edm,
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()},
+        media=("image",),
+    ),
+    "cosmos-2": TinyPipeline(
+        "Cosmos2VideoToWorldPipeline",
+        lambda: make("CosmosTransformer3DModel", in_channels=4 + 1, concat_padding_mask=True),
+        make_wan_vae,
+        lambda: FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()},
         media=("image",),
     ),
     "wan-2.1-i2v": TinyPipeline(

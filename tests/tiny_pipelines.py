@@ -8,23 +8,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import tiny
 import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLAllegro,
+    AutoencoderKLCosmos,
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
+    CosmosTransformer3DModel,
     DDIMScheduler,
+    EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 from tiny_families import SIZE, TEXT_LENGTH, make_llama, make_wan_vae
@@ -40,6 +45,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+import s2q.models.folder
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 
 
@@ -94,10 +100,38 @@ class TinyPipeline:
         return opened
 
 
-def without_ftfy(class_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some pipelines mend a prompt's letters with ftfy, which is not installed here; there is nothing to mend."""
+class Guardrail(ModelMixin, ConfigMixin):
+    """In the place of the one that Cosmos must be called with, of a package that is not installed here."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def check_text_safety(self, prompt: str) -> bool:
+        """Every one is safe."""
+        return True
+
+    def check_video_safety(self, video: np.ndarray) -> np.ndarray:
+        """uint8 [F, H, W, 3], as it is."""
+        return video
+
+
+def with_stand_ins(class_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that some pipelines want are not installed here: what they use of them, where it does something, is here.
+
+    Wan's and others mend a prompt's letters with ftfy (there is nothing to mend), Cosmos sizes its mask with torchvision.
+    """
     module = sys.modules[getattr(diffusers, class_name).__module__]
     monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
+    transforms = SimpleNamespace(
+        functional=SimpleNamespace(resize=lambda mask, size, interpolation: nn.functional.interpolate(mask, size)),
+        InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+    )
+    monkeypatch.setattr(sys.modules[CosmosTransformer3DModel.__module__], "transforms", transforms, raising=False)
+    monkeypatch.setattr(s2q.models.folder, "find_spec", lambda package: package)
 
 
 def _mochi_vae() -> AutoencoderKLMochi:
@@ -187,6 +221,30 @@ def ltx2_parts() -> dict[str, Any]:
             resnet_dilations=[[1]],
         ),
     }
+
+
+def make_cosmos_vae() -> AutoencoderKLCosmos:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decode_block_out_channels=(8, 8, 8, 8),
+        attention_resolutions=(),
+        resolution=32,
+        num_layers=1,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        latents_mean=None,
+        latents_std=None,
+    )
+
+
+def edm() -> EDMEulerScheduler:
+    """As Cosmos has it."""
+    return EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras", prediction_type="epsilon", rho=7.0,
+        final_sigmas_type="sigma_min",
+    )  # fmt: skip
 
 
 def unipc() -> UniPCMultistepScheduler:
@@ -281,6 +339,15 @@ PIPELINES = {
         SIZE | TEXT | LTX2,
         (2, 4, 4),
         ltx2_parts,
+    ),
+    "cosmos": TinyPipeline(
+        "CosmosTextToWorldPipeline",
+        lambda: make("CosmosTransformer3DModel", concat_padding_mask=True),
+        make_cosmos_vae,
+        edm,
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()},
     ),
     "latte": TinyPipeline(
         "LattePipeline",

@@ -171,18 +171,26 @@ def test_texts_of_different_lengths_are_recorded_apart(
 
 
 @pytest.mark.parametrize("name", ["hidden_states", "timestep"])
-def test_calls_of_a_step_that_do_not_share_their_noise_or_time_are_refused(
+def test_branches_that_do_not_share_their_noise_or_time_have_each_their_own(
     name: str, open_family: Callable[..., OpenPipeline], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As Cosmos does, whose conditional branch alone sees the frames that it begins with."""
+
     def changed(*args: Any) -> Any:
         (section,) = calls_by_section(*args)
-        section.steps[1][1][name] = section.steps[1][1][name] + 1
+        for _, uncond in section.steps:
+            uncond[name] = uncond[name] + 1
         return [section]
 
+    shared = record(open_family("wan"), tmp_path / "shared")
     monkeypatch.setattr(recording, "calls_by_section", changed)
-    with pytest.raises(PipelineError, match=f"'{name}'.*differs between the guidance branches"):
-        record(open_family("wan"), tmp_path)
-    assert not list(tmp_path.iterdir())
+    store = record(open_family("wan"), tmp_path / "own")
+    assert torch.equal(store.latents(0), shared.latents(0)), "salience sees those of the conditional branch"
+    assert torch.equal(store.timesteps(), shared.timesteps())
+    for step in range(STEPS):
+        expected = shared.arguments(0, step, "cond")[name]
+        assert torch.equal(store.arguments(0, step, "cond")[name], expected)
+        assert torch.equal(store.arguments(0, step, "uncond")[name], expected + 1)
 
 
 def test_what_has_no_batch_is_shared_by_the_branches() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import PROMPTS, STEPS, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
-from tiny_pipelines import without_ftfy
+from tiny_pipelines import with_stand_ins
 
 from s2q.calibration.calls import calls_by_section, calls_by_step, same
 from s2q.calibration.recording import record_trajectories
@@ -112,9 +112,9 @@ def animate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In no test."""
-    without_ftfy("WanAnimatePipeline", monkeypatch)
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every test."""
+    with_stand_ins("WanAnimatePipeline", monkeypatch)
 
 
 @torch.no_grad()

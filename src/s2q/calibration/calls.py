@@ -45,8 +45,11 @@ def calls_by_section(opened: OpenPipeline, prompt: str, seed: int) -> list[Secti
     left: list[Tensor] = []  # by its last step
     told, idle = 0, 0
 
+    # A scheduler of EDM's scales x_t before the transformer sees it: what is left at last is looked at alike.
+    as_seen = getattr(opened.pipe.scheduler, "precondition_inputs", lambda latents, sigma: latents)
+
     def close() -> None:
-        sections.append(Section(list(steps), left[0].cpu()))
+        sections.append(Section(list(steps), as_seen(left[0], 0.0).cpu()))
         steps.clear()
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
@@ -127,7 +130,7 @@ def rows_by_branch(call: Call, made: Sequence[Call], family: Family) -> set[str]
     rows = call[family.latents].shape[0]
     if rows > made[0][family.latents].shape[0]:
         return {name for name, value in made[0].items() if _stacks(name, value, family)}
-    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor) and name not in family.shared}
     return {name for name, value in tensors.items() if name in family.batched or (value.ndim and len(value) == rows)}
 
 
@@ -141,7 +144,7 @@ def _stackable(cond: Call, uncond: Call, family: Family) -> bool:
 
 
 def _stacks(name: str, value: Any, family: Family) -> bool:
-    return _has_batch(value) or (isinstance(value, Tensor) and name in family.batched)
+    return name not in family.shared and (_has_batch(value) or (isinstance(value, Tensor) and name in family.batched))
 
 
 def _has_batch(value: Any) -> bool:

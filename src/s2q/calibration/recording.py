@@ -21,7 +21,6 @@ from s2q.calibration.trajectory import (
     trajectory_path,
 )
 from s2q.media import described
-from s2q.models.family import Family
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import Progress
 from s2q.storage import derived_seed, write_tensors
@@ -81,18 +80,18 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
     calls: list[dict[str, Any]] = []
     for over_time in zip(*(as_calls(made, family) for made in steps), strict=True):
         noisy, beside = _parted([call[family.latents] for call in over_time], sections[0].final.shape[axis], axis)
-        by_branch = rows_by_branch(over_time[0], steps[0], family)
-        own, described_call = _of_call(over_time, family, by_branch, lengths)
+        times = [call[family.timestep] for call in over_time]
         if not calls:
             rows, dtype = iter(noisy), noisy[0].dtype
-            one_after_another = [[*(next(rows)[:1] for _ in one.steps), one.final.to(dtype)] for one in sections]
+            one_after_another = [[*(next(rows)[-1:] for _ in one.steps), one.final.to(dtype)] for one in sections]
             tensors["latents"] = torch.cat([row for rows in one_after_another for row in rows])
             # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
-            tensors["timesteps"] = torch.stack([_first_row(call[family.timestep]) for call in over_time])
-        for step, (latents, call) in enumerate(zip(noisy, over_time, strict=True)):
-            _check_shared(family.latents, latents, tensors["latents"][step + section_of(lengths, step)])
-            _check_shared(family.timestep, call[family.timestep], tensors["timesteps"][step])
-        if beside:
+            tensors["timesteps"] = torch.stack([_last_row(value) for value in times])
+        x = [tensors["latents"][step + section_of(lengths, step)] for step in range(len(steps))]
+        known = {family.latents} if _are_rows_of(noisy, x) else set()
+        known |= {family.timestep} if _are_rows_of(times, tensors["timesteps"]) else set()
+        own, plain = _of_call(over_time, known, rows_by_branch(over_time[0], steps[0], family), lengths)
+        if beside and family.latents in known:
             prefix, kept = _over_time(beside, lengths)
             if prefix == STEPS:
                 raise PipelineError(
@@ -101,26 +100,35 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
                 )
             own[f"{prefix}condition"] = kept.contiguous()
         tensors |= {f"{name_before(len(calls))}{name}": tensor for name, tensor in own.items()}
-        calls.append(described_call)
+        calls.append(plain | {"branches": len(noisy[0])})
     return tensors, calls, lengths
 
 
-def _check_shared(name: str, rows: Tensor, one: Tensor) -> None:
-    if not torch.equal(rows.to(one.dtype), one.expand_as(rows)):
-        raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
+def _are_rows_of(values: Sequence[Tensor], ones: Sequence[Tensor]) -> bool:
+    """Whether, in every step, each branch has the same."""
+    return all(
+        rows.shape[1:] == one.shape and torch.equal(rows.to(one.dtype), one.expand_as(rows))
+        if rows.ndim
+        else torch.equal(rows.to(one.dtype), one)
+        for rows, one in zip(values, ones, strict=True)
+    )
 
 
 def _of_call(
-    over_time: Sequence[Call], family: Family, by_branch: Collection[str], lengths: Sequence[int]
+    over_time: Sequence[Call], known: Collection[str], by_branch: Collection[str], lengths: Sequence[int]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors of one of a step's calls, given as it is made over the T steps, and JSON-like what is no tensor.
 
-    "arguments" are plain ones (None, bool, numbers, tuples of them), "lists" the names of those that are lists, and
-    "branches" is the number of rows.
+    "arguments" are plain ones (None, bool, numbers, tuples of them), "lists" the names of those that are lists.
+
+    Args:
+        known: arguments that are kept otherwise.
+        by_branch: those that have a row for each branch.
+        lengths: steps of each section.
     """
     tensors, plain = {}, {}
     for name, value in over_time[0].items():
-        if name in (family.latents, family.timestep):
+        if name in known:
             continue
         values = [call.get(name) for call in over_time]
         changes = not all(same(later, value) for later in values)
@@ -137,8 +145,7 @@ def _of_call(
         if changes:
             raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
     lists = [name for name, value in plain.items() if isinstance(value, list)]
-    branches = over_time[0][family.latents].shape[0]
-    return tensors, {"arguments": plain, "lists": lists, "branches": branches}
+    return tensors, {"arguments": plain, "lists": lists}
 
 
 def _over_time(values: Sequence[Tensor], lengths: Sequence[int]) -> tuple[str, Tensor]:
@@ -172,5 +179,5 @@ def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         )
 
 
-def _first_row(value: Tensor) -> Tensor:
-    return value[0] if value.ndim else value
+def _last_row(value: Tensor) -> Tensor:
+    return value[-1] if value.ndim else value

@@ -4,11 +4,12 @@ One safetensors file a prompt, memory-mapped when read:
 
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
                                   (of a pipeline that makes a clip in sections, one section after another)
-    timesteps          [T] or, where each token has a time of its own, [T, S]
+    timesteps          [T] or, where each token or frame has a time of its own, [T, …]
     condition          [B, …]     what stands beside x_t in further channels, such as an image's latents; of every step
     arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
     shared.NAME        any        tensors without a branch, such as rotary angles; NAME.0.1 in tuples of tuples
     steps.arguments.NAME, steps.shared.NAME   [T, …]   the same, where they change from step to step (sound)
+                                  (also x_t and times themselves, in calls that do not share those above)
     sections.arguments.NAME, …                [R, …]   the same, where they change from section to section (history)
 
 Where a step is several calls (LTX-2 perturbs its transformer for more guidance), `call-1.` and so on stand before all but
@@ -160,6 +161,5 @@ class TrajectoryStore:
         latents = latents.expand(branches, *latents.shape[1:])
         if condition is not None:
             latents = torch.cat([latents, condition], dim=metadata["channels"])
-        arguments[self.latents_name] = latents
-        arguments[self.timestep_name] = timestep.expand(branches, *timestep.shape[1:])
-        return arguments
+        own = {self.latents_name: latents, self.timestep_name: timestep.expand(branches, *timestep.shape[1:])}
+        return own | arguments

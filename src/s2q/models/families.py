@@ -184,6 +184,8 @@ COSMOS = register(
         pipeline="CosmosTextToWorldPipeline",
         model_classes=("CosmosTransformer3DModel",),
         modulation=("norm?.linear_1", "norm?.linear_2"),
+        shared=("padding_mask",),
+        packages=("cosmos_guardrail", "torchvision"),
         text_width="text_embed_dim",
     )
 )

@@ -38,6 +38,10 @@ class Family:
     tokens already, and passes num_frames, height and width beside them."""
     batched: tuple[str, ...] = ()
     """Arguments of the model that may have several rows a sample, one for each of its images."""
+    shared: tuple[str, ...] = ()
+    """Arguments of the model that all guidance branches share, though they have a first dimension of one."""
+    packages: tuple[str, ...] = ()
+    """What the pipelines or the model import when they run, and diffusers does not bring."""
     text_length: str | None = None
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"
