@@ -19,6 +19,7 @@ from diffusers import (
     AutoencoderKLHunyuanVideo15,
     AutoencoderKLLTX2Audio,
     AutoencoderKLLTX2Video,
+    AutoencoderKLMagvit,
     AutoencoderKLMochi,
     ClassifierFreeGuidance,
     CogVideoXDDIMScheduler,
@@ -239,6 +240,20 @@ def make_cosmos_vae() -> AutoencoderKLCosmos:
     )
 
 
+def make_magvit() -> AutoencoderKLMagvit:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLMagvit(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2
+    )
+
+
+def easyanimate_parts() -> dict[str, Any]:
+    """A text encoder of 24 channels whose tokenizer writes a chat."""
+    text_encoder, tokenizer = make_llama()
+    tokenizer.chat_template = "{% for message in messages %}{{ message['content'][0]['text'] }} {% endfor %}"
+    return {"text_encoder": text_encoder, "tokenizer": tokenizer}
+
+
 def edm() -> EDMEulerScheduler:
     """As Cosmos has it."""
     return EDMEulerScheduler(
@@ -348,6 +363,15 @@ PIPELINES = {
         SIZE | TEXT,
         (2, 4, 4),
         lambda: {"safety_checker": Guardrail()},
+    ),
+    "easyanimate": TinyPipeline(
+        "EasyAnimatePipeline",
+        lambda: make("EasyAnimateTransformer3DModel"),
+        make_magvit,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE,
+        (2, 4, 4),
+        easyanimate_parts,
     ),
     "latte": TinyPipeline(
         "LattePipeline",

@@ -125,7 +125,6 @@ _VIDEO = Input("dog.mp4", _one(read_frames))
 INPUTS: dict[str, Input] = {
     "image": _IMAGE,
     "last_image": _IMAGE,
-    "ref_image": _IMAGE,
     "reference_images": Input("dog.png", lambda paths: [read_image(path) for path in paths]),
     "video": _VIDEO,
     "control_video": _VIDEO,

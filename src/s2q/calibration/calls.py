@@ -1,5 +1,6 @@
 """How a pipeline calls its transformer while it makes a latent, step by step, and the branches of a step as one call."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,17 +54,16 @@ def calls_by_section(opened: OpenPipeline, prompt: str, seed: int) -> list[Secti
         steps.clear()
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
-        if args:
-            raise PipelineError("the pipeline passes positional arguments to its transformer; keywords are needed")
         if is_hooked(module):
             raise PipelineError(
                 f"the pipeline hangs hooks on its {opened.part} for some of its calls, as guiders do that skip layers: what "
                 "they change is in no argument, so these calls cannot be replayed. Use a guider without hooks, such as "
                 "ClassifierFreeGuidance"
             )
-        if steps and not calls and kwargs[family.timestep].max() > steps[-1][0][family.timestep].max():
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        if steps and not calls and given[family.timestep].max() > steps[-1][0][family.timestep].max():
             close()
-        calls.append({name: _detached(value) for name, value in kwargs.items()})
+        calls.append({name: _detached(value) for name, value in given.items()})
 
     def after_step(latents: Tensor) -> None:
         nonlocal told, idle

@@ -204,5 +204,6 @@ EASYANIMATE = register(
         ),
         modulation=("norm1.linear", "norm2.linear"),
         text_linears=("attn1.add_?_proj", "attn1.to_add_out", "txt_ff.*"),
+        call={"negative_prompt": ""},  # None is what its pipeline stumbles over
     )
 )

@@ -52,6 +52,8 @@ class Family:
     """Arguments of the pipeline of which one above a value makes it call its transformer once more in each step."""
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the pipeline's calls that its signature does not show."""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of each call of its pipelines, where those of diffusers do not work."""
     tiled_vae: bool = False
     """Whether its VAE decodes in tiles alone."""
     interleaved: bool = False

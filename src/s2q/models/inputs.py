@@ -1,11 +1,13 @@
 """What a pipeline's calls want beside the words of a prompt, and whether prompts have it."""
 
 import inspect
+import itertools
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from diffusers import DiffusionPipeline
 
 from s2q.media import INPUTS, media_of, read_media
@@ -18,6 +20,8 @@ FRAMES = ("num_frames", "video_length")
 """What pipelines call the length of the video that they make."""
 VIDEOS = ("video", "control_video", "pose_video")
 """What pipelines call the video that they make another of."""
+ALWAYS_NEEDED = ("id_cond", "id_vit_hidden")
+"""Arguments without which nothing is made although they have a default: the face that ConsisID finds in its image."""
 NOT_OF_THE_CLIPS_SHAPE = ("face_video",)
 
 
@@ -45,6 +49,8 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
     for one) where neither is.
     """
     parameters = inspect.signature(pipeline.__call__).parameters
+    # Files are read as pictures, not as the tensors that EasyAnimate wants.
+    readable = [name for name in INPUTS if name in parameters and parameters[name].annotation is not torch.FloatTensor]
     without_default = [
         name
         for name, parameter in parameters.items()
@@ -52,7 +58,8 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
         and parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    needed = [(name,) for name in without_default if name in INPUTS]
+    without_default += [name for name in ALWAYS_NEEDED if name in parameters]
+    needed = [(name,) for name in without_default if name in readable]
     if not without_default:
         if "control_video" in parameters:
             needed = [("control_video",)]
@@ -60,11 +67,8 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
             needed = [("video",)]
         elif "image" in parameters:
             needed = [tuple(name for name in ("image", "video") if name in parameters)]
-    return Inputs(
-        tuple(needed),
-        tuple(name for name in INPUTS if name in parameters),
-        tuple(name for name in without_default if name not in INPUTS),
-    )
+    unread = [name for name in (*without_default, *itertools.chain(*needed)) if name not in readable]
+    return Inputs(tuple(needed), tuple(readable), tuple(unread))
 
 
 def has_length(pipeline: type[DiffusionPipeline]) -> bool:
