@@ -1,4 +1,4 @@
-"""How transformers learns to load and save text encoders that s2q quantized: registered when s2q is imported."""
+"""How transformers learns to load and save text encoders that s2q quantized: registered when this is imported."""
 
 from pathlib import Path
 from typing import Any
@@ -118,3 +118,6 @@ def register() -> None:
         register_quantization_config(QUANT_METHOD)(S2QTextConfig)
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(QUANT_METHOD)(S2QTextQuantizer)
+
+
+register()
