@@ -21,7 +21,7 @@ from s2q.runtime.loading import (
     some,
     swap_linears,
 )
-from s2q.shards import Notes, read_notes, tensor_places
+from s2q.shards import Notes, check_together, read_notes, tensor_places
 
 
 class S2QTextConfig(SpecConfig, QuantizationConfigMixin):
@@ -72,6 +72,7 @@ class S2QTextQuantizer(HfQuantizer):
 
     def _check_files(self, model: nn.Module, files: list[Path]) -> None:
         """All that can be known before tensors are cast: names, shapes, and every tensor that is not quantized."""
+        check_together(files, Path(model.config.name_or_path))
         places = tensor_places(files)
         self._notes = read_notes(files[0].parent)
         expected = model.state_dict()
