@@ -144,6 +144,11 @@ def test_rows_of_further_calls_are_planned_for(opened: OpenPipeline) -> None:
     assert branches(modality_scale=1.0, audio_modality_scale=1.0, guidance_scale=1.0) == 2
 
 
+def test_a_video_whose_length_is_left_open_is_planned_as_the_pipeline_makes_it(opened: OpenPipeline) -> None:
+    call = {name: value for name, value in opened.call.items() if name != "num_frames"}
+    assert geometry(opened.family, opened.transformer.config, (4, 8), call).latent[0] == 1 + 120 // 4
+
+
 def test_from_the_command_line_it_is_quantized_and_makes_a_clip(folder: Path, tmp_path: Path) -> None:
     size = ["--steps", "2", "--height", "32", "--width", "32", "--num-frames", "5"]
     prompts = tmp_path / "prompts.txt"

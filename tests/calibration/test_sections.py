@@ -155,7 +155,7 @@ def test_of_poses_of_different_lengths_the_sections_that_all_have_are_candidates
         ({"segment_frame_length": 77, "num_frames": 77}, 21, 20),
         ({"segment_frame_length": 77, "num_frames": 78}, 21, 40),
         ({"segment_frame_length": 5, "num_frames": 9}, 3, 40),
-        ({}, 21, 20),
+        ({"num_frames": None}, 21, 20),
     ],
 )
 def test_sections_of_wan_animate_are_planned_for(call: dict[str, int], size: int, steps: int, animate: Path) -> None:

@@ -76,9 +76,14 @@ def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Ten
                 f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
                 f"in step {step + 1}: steps must be alike"
             )
+    stacked = [as_calls(made, family) for made in steps]
+    if len({len(made) for made in stacked}) > 1:
+        raise PipelineError(
+            "the guidance branches of some steps can be stacked, those of others not: steps must be alike"
+        )
     tensors: dict[str, Tensor] = {}
     calls: list[dict[str, Any]] = []
-    for over_time in zip(*(as_calls(made, family) for made in steps), strict=True):
+    for over_time in zip(*stacked, strict=True):
         noisy, beside = _parted([call[family.latents] for call in over_time], sections[0].final.shape[axis], axis)
         times = [call[family.timestep] for call in over_time]
         if not calls:

@@ -129,6 +129,7 @@ LTX2 = register(
         text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
         layout="SC",
         text_width="caption_channels",
+        call_defaults={"num_frames": 121},  # where no part of the pipeline foretells how long a video the prompt wants
         further_calls=(
             (("stg_scale", "audio_stg_scale"), 0.0),  # some blocks without self-attention
             (("modality_scale", "audio_modality_scale"), 1.0),  # video and sound without one another

@@ -28,7 +28,8 @@ def check_folder(path: Path, part: str | None) -> None:
         part: which of its transformers is meant, see `PARTS`; None is the only one.
 
     Raises:
-        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is.
+        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is; or packages that
+            diffusers runs it with are missing.
     """
     index = path / "model_index.json"
     if not index.is_file():

@@ -133,7 +133,8 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
     shown = {name: value for name, value in call_defaults(family).items() if value is not None}
     chosen = dict(family.call_defaults) | shown | given
     temporal, spatial = factors
-    frames = chosen.get("num_frames") or chosen.get("video_length") or config.get("sample_frames")
+    lengths = ("num_frames", "video_length", "segment_frame_length")
+    frames = next((chosen[name] for name in lengths if chosen.get(name)), config.get("sample_frames"))
     if frames is None:
         raise ValueError(
             f"{family.pipeline} makes a video as long as the one that it is given: say how long, num_frames"
