@@ -118,6 +118,20 @@ def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @torch.no_grad()
+def test_wan_animate_puts_a_figure_into_another_video(animate: Path, tmp_path: Path) -> None:
+    opened = MEDIA_PIPELINES["wan-animate"].open(animate)
+    opened.call["mode"] = "replace"
+    media = (*MEDIA_PIPELINES["wan-animate"].media, "background_video", "mask_video")
+    prompts = with_media(PROMPTS[:1], media, tmp_path, frames=9)
+    opened.check(prompts)
+    store = record_trajectories(opened, prompts, 0, tmp_path, NoProgress())
+    steps, _ = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
+    for step, (call,) in enumerate(steps):
+        stored = store.arguments(0, step)
+        assert [name for name in call if not same(stored[name], call[name])] == []
+
+
+@torch.no_grad()
 def test_wan_animate_begins_a_section_with_the_last_frames_of_the_one_before(animate: Path, tmp_path: Path) -> None:
     opened = MEDIA_PIPELINES["wan-animate"].open(animate)
     # What the pipeline gives back is scaled for the VAE by these, and no x_t.
