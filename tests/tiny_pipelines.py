@@ -247,8 +247,8 @@ def make_magvit() -> AutoencoderKLMagvit:
     )
 
 
-def easyanimate_parts() -> dict[str, Any]:
-    """A text encoder of 24 channels whose tokenizer writes a chat."""
+def chat_parts() -> dict[str, Any]:
+    """A text encoder of 24 channels and three layers whose tokenizer writes a chat."""
     text_encoder, tokenizer = make_llama()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'][0]['text'] }} {% endfor %}"
     return {"text_encoder": text_encoder, "tokenizer": tokenizer}
@@ -364,6 +364,22 @@ PIPELINES = {
         (2, 4, 4),
         lambda: {"safety_checker": Guardrail()},
     ),
+    "cosmos-2.5": TinyPipeline(
+        "Cosmos2_5_PredictBasePipeline",
+        lambda: make(
+            "CosmosTransformer3DModel",
+            in_channels=4 + 1,
+            concat_padding_mask=True,
+            use_crossattn_projection=True,
+            crossattn_proj_in_channels=3 * 24,  # all layers of the text encoder
+            encoder_hidden_states_channels=24,
+        ),
+        make_wan_vae,
+        unipc,
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()} | chat_parts(),
+    ),
     "easyanimate": TinyPipeline(
         "EasyAnimatePipeline",
         lambda: make("EasyAnimateTransformer3DModel"),
@@ -371,7 +387,7 @@ PIPELINES = {
         FlowMatchEulerDiscreteScheduler,
         SIZE,
         (2, 4, 4),
-        easyanimate_parts,
+        chat_parts,
     ),
     "latte": TinyPipeline(
         "LattePipeline",

@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from diffusers import DiffusionPipeline
@@ -46,7 +47,7 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
 
     diffusers gives most arguments a default of None, also where nothing can be made without them. A control is always
     needed; a video is where the pipeline has no length of its own to make; so is an image (or a video, where it may stand
-    for one) where neither is.
+    for one) where neither is, unless the signature says that it may be None (Cosmos 2.5).
     """
     parameters = inspect.signature(pipeline.__call__).parameters
     # Files are read as pictures, not as the tensors that EasyAnimate wants.
@@ -65,7 +66,7 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
             needed = [("control_video",)]
         elif "video" in parameters and not has_length(pipeline):
             needed = [("video",)]
-        elif "image" in parameters:
+        elif "image" in parameters and type(None) not in get_args(parameters["image"].annotation):
             needed = [tuple(name for name in ("image", "video") if name in parameters)]
     unread = [name for name in (*without_default, *itertools.chain(*needed)) if name not in readable]
     return Inputs(tuple(needed), tuple(readable), tuple(unread))
