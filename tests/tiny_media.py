@@ -10,14 +10,17 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from tiny_families import SIZE, make_clip, make_hunyuan_vae, make_llama, make_ltx, make_ltx_vae, make_wan_vae
 from tiny_pipelines import (
+    HUNYUAN_15,
     LTX2,
     TEXT,
     Guardrail,
     TinyPipeline,
     edm,
+    hunyuan_15_parts,
     ltx2_parts,
     make,
     make_cosmos_vae,
+    make_hunyuan_15_vae,
     make_ltx2_vae,
     unipc,
 )
@@ -97,17 +100,17 @@ def clip_parts() -> dict[str, object]:
 def framepack_parts() -> dict[str, object]:
     """HunyuanVideo's text encoders, and SigLIP's image encoder."""
     text_encoder, tokenizer = make_llama()
+    return {"text_encoder": text_encoder, "tokenizer": tokenizer, **siglip(), **clip_parts()}
+
+
+def siglip() -> dict[str, object]:
+    """SigLIP's image encoder of four patches and 16 channels."""
     torch.manual_seed(2)
     vision = SiglipVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
     )
-    return {
-        "text_encoder": text_encoder,
-        "tokenizer": tokenizer,
-        "image_encoder": SiglipVisionModel(vision),
-        "feature_extractor": SiglipImageProcessor(size={"height": 16, "width": 16}),
-        **clip_parts(),
-    }
+    size = {"height": 16, "width": 16}
+    return {"image_encoder": SiglipVisionModel(vision), "feature_extractor": SiglipImageProcessor(size=size)}
 
 
 HUNYUAN_I2V = {
@@ -200,6 +203,17 @@ MEDIA_PIPELINES = {
         (2, 4, 4),
         lambda: dict(zip(("text_encoder", "tokenizer"), make_llama(), strict=True)) | clip_parts(),
         media=("image",),
+    ),
+    "hunyuan-1.5-i2v": TinyPipeline(
+        "HunyuanVideo15ImageToVideoPipeline",
+        lambda: make("HunyuanVideo15Transformer3DModel", in_channels=4 + 4 + 1, image_embed_dim=16, task_type="i2v"),
+        make_hunyuan_15_vae,
+        FlowMatchEulerDiscreteScheduler,
+        {"num_inference_steps": tiny.STEPS, "num_frames": 5},
+        (2, 4, 4),
+        lambda: hunyuan_15_parts() | siglip(),
+        media=("image",),
+        fixed=HUNYUAN_15 | {"vision_num_semantic_tokens": 4, "target_size": 16},
     ),
     "framepack": TinyPipeline(
         "HunyuanVideoFramepackPipeline",

@@ -149,7 +149,8 @@ def _allegro_vae() -> AutoencoderKLAllegro:
     )
 
 
-def _hunyuan_15_parts() -> dict[str, Any]:
+def hunyuan_15_parts() -> dict[str, Any]:
+    """A text encoder of 24 channels whose tokenizer writes a chat, one of glyphs, and guidance."""
     text_encoder, tokenizer = make_llama()
     tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     glyphs = T5EncoderModel(T5Config(vocab_size=384, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
@@ -162,7 +163,8 @@ def _hunyuan_15_parts() -> dict[str, Any]:
     }
 
 
-def _hunyuan_15_vae() -> AutoencoderKLHunyuanVideo15:
+def make_hunyuan_15_vae() -> AutoencoderKLHunyuanVideo15:
+    """Four channels, a quarter of the pixels a side."""
     return AutoencoderKLHunyuanVideo15(
         latent_channels=4, block_out_channels=(32, 32, 32), layers_per_block=1, spatial_compression_ratio=4
     )
@@ -269,6 +271,13 @@ def unipc() -> UniPCMultistepScheduler:
 # The block that the default perturbs is the 28th.
 LTX2 = {"spatio_temporal_guidance_blocks": [1]}
 TEXT = {"max_sequence_length": TEXT_LENGTH}
+HUNYUAN_15 = {
+    "tokenizer_max_length": 6,
+    "prompt_template_encode_start_idx": 0,
+    "system_message": "",
+    "tokenizer_2_max_length": 4,
+    "vision_num_semantic_tokens": 3,
+}
 PIPELINES = {
     "cogvideox-1.5": TinyPipeline(
         "CogVideoXPipeline",
@@ -323,18 +332,12 @@ PIPELINES = {
         lambda: make(
             "HunyuanVideo15Transformer3DModel", in_channels=4 + 4 + 1
         ),  # noise, an image's latents, their mask
-        _hunyuan_15_vae,
+        make_hunyuan_15_vae,
         FlowMatchEulerDiscreteScheduler,
         {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16, "num_frames": 5},
         (2, 4, 4),
-        _hunyuan_15_parts,
-        fixed={
-            "tokenizer_max_length": 6,
-            "prompt_template_encode_start_idx": 0,
-            "system_message": "",
-            "tokenizer_2_max_length": 4,
-            "vision_num_semantic_tokens": 3,
-        },
+        hunyuan_15_parts,
+        fixed=HUNYUAN_15,
     ),
     "ltx2": TinyPipeline(
         "LTX2Pipeline",

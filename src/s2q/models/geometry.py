@@ -139,8 +139,10 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
         raise ValueError(
             f"{family.pipeline} makes a video as long as the one that it is given: say how long, num_frames"
         )
-    height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
-    width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
+    # HunyuanVideo 1.5 makes an image's shape of `target_size` squared pixels; as good as any is the square.
+    square = config.get("target_size", 0) // spatial
+    height = chosen["height"] // spatial if "height" in chosen else config.get("sample_height") or square
+    width = chosen["width"] // spatial if "width" in chosen else config.get("sample_width") or square
     latent = (_latent_frames(chosen, int(frames), temporal), int(height), int(width))
     guided = family.guidance is None or chosen[family.guidance] > 1
     further = sum(any((chosen.get(name) or 0) > least for name in names) for names, least in family.further_calls)
