@@ -130,6 +130,15 @@ def test_an_image_of_another_shape_is_warned_of(tmp_path: Path, caplog: pytest.L
     assert "32×32 and the video 96×64" in caplog.text
 
 
+def test_a_square_face_is_not_said_to_be_stretched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = {name: write_video(tmp_path / f"{name}.mp4", 2) for name in ("pose_video", "face_video")}
+    prompt = Prompt("a", image=write_image(tmp_path / "a.png"), **files)
+    with caplog.at_level(logging.WARNING):
+        check_prompts(diffusers.WanAnimatePipeline, [prompt], (64, 96))
+    assert "pose_video" in caplog.text
+    assert "face_video" not in caplog.text
+
+
 @pytest.mark.parametrize(
     ("name", "needed"),
     [
@@ -142,6 +151,10 @@ def test_an_image_of_another_shape_is_warned_of(tmp_path: Path, caplog: pytest.L
         ("WanVideoToVideoPipeline", (("video",),)),
         ("CogVideoXFunControlPipeline", (("control_video",),)),
         ("EasyAnimateControlPipeline", (("control_video",),)),
+        ("EasyAnimateInpaintPipeline", ()),
+        ("Cosmos2VideoToWorldPipeline", (("image", "video"),)),
+        ("Cosmos2_5_PredictBasePipeline", ()),
+        ("WanAnimatePipeline", (("image",), ("pose_video",), ("face_video",))),
     ],
 )
 def test_what_a_pipeline_needs_is_read_from_its_signature(name: str, needed: tuple) -> None:

@@ -1,20 +1,17 @@
 """Pipelines of words alone, and with images, videos and controls: recorded, quantized, loaded, and a clip made."""
 
-import sys
 import warnings
 from pathlib import Path
-from types import SimpleNamespace
 
-import diffusers
 import pytest
 import torch
 from tiny import PROMPTS, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
-from tiny_pipelines import PIPELINES
+from tiny_pipelines import PIPELINES, with_stand_ins
 
 from s2q.assessment import evaluate
 from s2q.calibration.calls import calls_by_step, same
-from s2q.calibration.trajectory import record_trajectories
+from s2q.calibration.recording import record_trajectories
 from s2q.models.geometry import latent_size
 from s2q.models.pipelines import load_transformer
 from s2q.planning import plan
@@ -34,10 +31,9 @@ def named_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture(autouse=True)
-def ftfy(named_folder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some pipelines mend a prompt's letters with ftfy, which is not installed here; there is nothing to mend."""
-    module = sys.modules[getattr(diffusers, ALL[named_folder[0]].class_name).__module__]
-    monkeypatch.setattr(module, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
+def stand_ins(named_folder: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every test."""
+    with_stand_ins(ALL[named_folder[0]].class_name, monkeypatch)
 
 
 @pytest.fixture
@@ -72,9 +68,11 @@ def test_recorded_calls_are_those_of_the_pipeline_bit_for_bit(
     steps, final = calls_by_step(opened, prompts[0], derived_seed(0, "trajectory", 0))
     assert latent_size(opened.family, steps[0][0]) == ALL[name].latent
     for step, calls in enumerate(steps):
-        for branch, call in zip(("cond", "uncond") if len(calls) == 2 else ("both",), calls, strict=True):
+        stacked = len(calls) > store.calls(0)
+        places = [("cond", 0), ("uncond", 0)] if stacked else [("both", number) for number in range(len(calls))]
+        for (branch, number), call in zip(places, calls, strict=True):
             # Their values, not what is made of them: that may differ in its last bits with where they lie in memory.
-            stored = store.arguments(0, step, branch)
+            stored = store.arguments(0, step, branch, number)
             assert stored.keys() == call.keys()
             assert [name for name in call if not same(stored[name], call[name])] == []
     assert torch.equal(store.latents(0)[-1], final[0])

@@ -12,7 +12,7 @@ from tiny import CHEAP, PROMPTS, cheap
 from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 
 from s2q.assessment import evaluate
-from s2q.calibration.trajectory import record_trajectories
+from s2q.calibration.recording import record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.evaluation.video import read_clip
 from s2q.models.folder import PARTS, PipelineError

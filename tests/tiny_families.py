@@ -229,13 +229,12 @@ def make_llama() -> tuple[LlamaModel, PreTrainedTokenizerFast]:
     return text_encoder, PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>")
 
 
-def make_hunyuan_pipeline(folder: Path) -> Path:
-    """Save a complete pipeline around `make_hunyuan` into `folder`."""
-    text_encoder, tokenizer = make_llama()
+def make_clip() -> tuple[CLIPTextModel, CLIPTokenizer]:
+    """A text encoder of 8 channels and a tokenizer that knows the letters."""
     letters = {letter: index for index, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
     letters |= {f"{letter}</w>": len(letters) + index for letter, index in letters.items()}
     letters |= {"<|startoftext|>": len(letters), "<|endoftext|>": len(letters) + 1}
-    text_encoder_2 = CLIPTextModel(
+    text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(letters),
             hidden_size=8,
@@ -246,15 +245,26 @@ def make_hunyuan_pipeline(folder: Path) -> Path:
             eos_token_id=len(letters) - 1,
         )
     )
-    vae = AutoencoderKLHunyuanVideo(
+    return text_encoder, CLIPTokenizer(vocab=letters, merges=[])
+
+
+def make_hunyuan_vae() -> AutoencoderKLHunyuanVideo:
+    """Four channels, an eighth of the pixels a side."""
+    return AutoencoderKLHunyuanVideo(
         latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
     )
+
+
+def make_hunyuan_pipeline(folder: Path) -> Path:
+    """Save a complete pipeline around `make_hunyuan` into `folder`."""
+    text_encoder, tokenizer = make_llama()
+    text_encoder_2, tokenizer_2 = make_clip()
     pipe = HunyuanVideoPipeline(
         text_encoder=text_encoder,
         tokenizer=tokenizer,
         text_encoder_2=text_encoder_2,
-        tokenizer_2=CLIPTokenizer(vocab=letters, merges=[]),
-        vae=vae,
+        tokenizer_2=tokenizer_2,
+        vae=make_hunyuan_vae(),
         transformer=make_hunyuan(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
     )

@@ -8,10 +8,34 @@ import tiny
 import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
-from tiny_families import SIZE, make_ltx, make_ltx_vae, make_wan_vae
-from tiny_pipelines import TEXT, TinyPipeline, make, unipc
+from tiny_families import SIZE, make_clip, make_hunyuan_vae, make_llama, make_ltx, make_ltx_vae, make_wan_vae
+from tiny_pipelines import (
+    HUNYUAN_15,
+    LTX2,
+    TEXT,
+    Guardrail,
+    TinyPipeline,
+    edm,
+    hunyuan_15_parts,
+    ltx2_parts,
+    make,
+    make_cosmos_vae,
+    make_hunyuan_15_vae,
+    make_ltx2_vae,
+    unipc,
+)
 from tiny_transformers import COGVIDEOX
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipImageProcessor,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from s2q.demo.scenes import Scene, render
 from s2q.evaluation.video import write_mp4
@@ -37,6 +61,68 @@ def cogvideox_scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
+def llava_parts() -> dict[str, object]:
+    """HunyuanVideo's text encoders of image to video: a language model that sees, of four patches, and CLIP."""
+    _, tokenizer = make_llama()
+    marks = ["<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    vision = clip_vision()
+    encoder = LlavaForConditionalGeneration(
+        LlavaConfig(
+            text_config=text,
+            vision_config=vision["image_encoder"].config,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    return {
+        "text_encoder": encoder,
+        "tokenizer": tokenizer,
+        "image_processor": vision["image_processor"],
+        **clip_parts(),
+    }
+
+
+def clip_parts() -> dict[str, object]:
+    """HunyuanVideo's second text encoder."""
+    text_encoder, tokenizer = make_clip()
+    return {"text_encoder_2": text_encoder, "tokenizer_2": tokenizer}
+
+
+def framepack_parts() -> dict[str, object]:
+    """HunyuanVideo's text encoders, and SigLIP's image encoder."""
+    text_encoder, tokenizer = make_llama()
+    return {"text_encoder": text_encoder, "tokenizer": tokenizer, **siglip(), **clip_parts()}
+
+
+def siglip() -> dict[str, object]:
+    """SigLIP's image encoder of four patches and 16 channels."""
+    torch.manual_seed(2)
+    vision = SiglipVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+    )
+    size = {"height": 16, "width": 16}
+    return {"image_encoder": SiglipVisionModel(vision), "feature_extractor": SiglipImageProcessor(size=size)}
+
+
+HUNYUAN_I2V = {
+    "max_sequence_length": 8,
+    "prompt_template": {
+        "template": "<|end_header_id|><image><|end_header_id|>{}<|eot_id|><|start_header_id|>a<|end_header_id|>",
+        "crop_start": 3,
+        "image_emb_start": 1,
+        "image_emb_end": 5,
+        "image_emb_len": 4,
+    },
+}
 COG = {"num_inference_steps": tiny.STEPS, "height": 16, "width": 16} | TEXT
 # The model takes all but 512 tokens of its text for the image's, so that is the only length that these allow.
 # Noise, the mask of four frames a latent frame, and the image's latents.
@@ -87,6 +173,80 @@ MEDIA_PIPELINES = {
         COG,
         (2, 4, 4),
         media=("control_video",),
+    ),
+    "hunyuan-i2v": TinyPipeline(
+        "HunyuanVideoImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", in_channels=4 + 4 + 1, image_condition_type="latent_concat"),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | HUNYUAN_I2V,
+        (2, 4, 4),
+        llava_parts,
+        media=("image",),
+    ),
+    "hunyuan-i2v-replaced": TinyPipeline(
+        "HunyuanVideoImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", image_condition_type="token_replace"),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | HUNYUAN_I2V,
+        (2, 4, 4),
+        llava_parts,
+        media=("image",),
+    ),
+    "hunyuan-skyreels-i2v": TinyPipeline(
+        "HunyuanSkyreelsImageToVideoPipeline",
+        lambda: make("HunyuanVideoTransformer3DModel", in_channels=4 + 4),
+        make_hunyuan_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | {"prompt_template": {"template": "{}", "crop_start": 0}},
+        (2, 4, 4),
+        lambda: dict(zip(("text_encoder", "tokenizer"), make_llama(), strict=True)) | clip_parts(),
+        media=("image",),
+    ),
+    "hunyuan-1.5-i2v": TinyPipeline(
+        "HunyuanVideo15ImageToVideoPipeline",
+        lambda: make("HunyuanVideo15Transformer3DModel", in_channels=4 + 4 + 1, image_embed_dim=16, task_type="i2v"),
+        make_hunyuan_15_vae,
+        FlowMatchEulerDiscreteScheduler,
+        {"num_inference_steps": tiny.STEPS, "num_frames": 5},
+        (2, 4, 4),
+        lambda: hunyuan_15_parts() | siglip(),
+        media=("image",),
+        fixed=HUNYUAN_15 | {"vision_num_semantic_tokens": 4, "target_size": 16},
+    ),
+    "framepack": TinyPipeline(
+        "HunyuanVideoFramepackPipeline",
+        lambda: make("HunyuanVideoFramepackTransformer3DModel"),
+        make_hunyuan_vae,
+        lambda: FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        # Two sections of three latent frames, which stand for nine frames of the video.
+        SIZE
+        | TEXT
+        | {"num_frames": 13, "latent_window_size": 3, "prompt_template": {"template": "{}", "crop_start": 0}},
+        (3, 4, 4),
+        framepack_parts,
+        media=("image",),
+    ),
+    "cosmos-video": TinyPipeline(
+        "CosmosVideoToWorldPipeline",
+        lambda: make("CosmosTransformer3DModel", in_channels=4 + 1, concat_padding_mask=True),
+        make_cosmos_vae,
+        edm,
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()},
+        media=("image",),
+    ),
+    "cosmos-2": TinyPipeline(
+        "Cosmos2VideoToWorldPipeline",
+        lambda: make("CosmosTransformer3DModel", in_channels=4 + 1, concat_padding_mask=True),
+        make_wan_vae,
+        lambda: FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        SIZE | TEXT,
+        (2, 4, 4),
+        lambda: {"safety_checker": Guardrail()},
+        media=("image",),
     ),
     "wan-2.1-i2v": TinyPipeline(
         "WanImageToVideoPipeline",
@@ -145,6 +305,16 @@ MEDIA_PIPELINES = {
         (3, 4, 4),  # a frame of the latent is of the reference image
         media=("video", "mask", "reference_images"),
     ),
+    "wan-animate": TinyPipeline(
+        "WanAnimatePipeline",
+        lambda: make("WanAnimateTransformer3DModel", image_dim=8, added_kv_proj_dim=32),
+        make_wan_vae,
+        unipc,
+        {"num_inference_steps": tiny.STEPS, "height": 32, "width": 32, "segment_frame_length": 5},
+        (3, 4, 4),  # a frame of the latent is of the image
+        clip_vision,
+        media=("image", "pose_video", "face_video"),
+    ),
     "skyreels-v2-i2v": TinyPipeline(
         "SkyReelsV2ImageToVideoPipeline",
         lambda: make("SkyReelsV2Transformer3DModel", **WAN_I2V),
@@ -162,6 +332,16 @@ MEDIA_PIPELINES = {
         FlowMatchEulerDiscreteScheduler,
         SIZE | TEXT,
         (2, 4, 4),
+        media=("image",),
+    ),
+    "ltx2-i2v": TinyPipeline(
+        "LTX2ImageToVideoPipeline",
+        lambda: make("LTX2VideoTransformer3DModel", perturbed_attn=True),
+        make_ltx2_vae,
+        FlowMatchEulerDiscreteScheduler,
+        SIZE | TEXT | LTX2,
+        (2, 4, 4),
+        ltx2_parts,
         media=("image",),
     ),
     "ltx-condition": TinyPipeline(

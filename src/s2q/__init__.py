@@ -3,8 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import s2q.runtime.diffusers as _diffusers
-import s2q.runtime.transformers as _transformers
+from s2q.runtime.registration import register as register
+from s2q.runtime.registration import register_when_imported
 from s2q.version import VERSION as __version__
 
 if TYPE_CHECKING:
@@ -53,10 +53,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_ROOMS[name]), name)
 
 
-def register() -> None:
-    """Teach diffusers and transformers to load s2q checkpoints; doing so twice changes nothing."""
-    _diffusers.register()
-    _transformers.register()
-
-
-register()
+register_when_imported()

@@ -13,14 +13,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from s2q.calibration.calls import as_one_call, calls_by_step
+from s2q.calibration.calls import as_calls, calls_by_section
 from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
 from s2q.evaluation.vbench import Official
 from s2q.evaluation.video import visible_scale, write_mp4
-from s2q.models.blocks import to_device
+from s2q.models.blocks import first_call, to_device, video_slice
 from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import DEMOS, OpenPipeline
 from s2q.official import vbench_scores
@@ -264,21 +264,21 @@ def _token_figure(opened: OpenPipeline, recipe: Mapping[str, Any], twin: Twin) -
     if not objective.get("token_weights"):
         return None
     transformer, family = opened.transformer, opened.family
-    steps, _ = calls_by_step(opened, twin.prompt, twin.seed)
-    arguments = as_one_call(steps[len(steps) // 2], family)
-    received = received_by_block(transformer, family, to_device(arguments, transformer.device))
+    first, *others = calls_by_section(opened, twin.prompt, twin.seed)
+    arguments = to_device(as_calls(first.steps[len(first.steps) // 2], family)[0], transformer.device)
+    grid = token_grid(transformer.config, *latent_size(family, arguments))
+    video = video_slice(family, first_call(transformer, family, arguments).states)
+    # Of one section of several, of history beside the clip, of frames or places alone: no block sees a whole clip.
+    if others or video.stop - video.start != math.prod(grid):
+        return None
+    received = received_by_block(transformer, family, arguments)
     concentration = [float(_top_share(sums[-1])) for sums in received]
     block = int(np.argmax(concentration))
     weights = token_weights(received[block], objective["lambda_min"], objective["lambda_max"])[-1]
-    grid = token_grid(transformer.config, *latent_size(family, arguments))
-    count = math.prod(grid)
-    if count > len(weights):  # attention within frames, or along time, alone: no block sees a whole clip
-        return None
-    video = (weights[:count] if family.tokens[0] == family.states[0] else weights[-count:]).reshape(grid)
     chosen = np.linspace(0, len(twin.reference) - 1, grid[0]).round().astype(int)
     return TokenWeightFigure(
         twin.reference[chosen],
-        video.cpu().numpy(),
+        weights[video].reshape(grid).cpu().numpy(),
         f"Block {block} of {len(received)}, where the tenth of the tokens that receive most get "
         f"{100 * concentration[block]:.0f} % of the attention; halfway through denoising. Prompt: {twin.prompt}",
     )

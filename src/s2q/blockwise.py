@@ -1,9 +1,11 @@
 """Quantize block after block; what flows between them is made again from the float model when a run is resumed."""
 
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -16,6 +18,7 @@ from s2q.models.geometry import latent_size, token_grid
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress, Stage
 from s2q.quantization.block import calibrate_block, packed_block
+from s2q.quantization.learn import batch_count
 from s2q.quantization.objective import BlockSample
 from s2q.quantization.tokens import weights_of_all
 from s2q.ranks import Ranks
@@ -23,6 +26,14 @@ from s2q.recipe import Recipe
 from s2q.reuse import Earlier
 from s2q.storage import derived_seed, read_metadata
 from s2q.workspace import Workspace
+
+
+class SampleCall(NamedTuple):
+    """One of the transformer's calls in a calibration sample."""
+
+    sample: Sample
+    call: int
+    """Which of the step's."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +44,23 @@ class CalibrationSet:
     """None for recipes that need no samples."""
     samples: tuple[Sample, ...] = ()
     weights: tuple[tuple[Tensor, ...], ...] = ()
-    """λ by sample and block, [B, S] each; empty if the recipe does not weight tokens."""
+    """λ by call and block, [B, S] each; empty if the recipe does not weight tokens."""
+
+    @cached_property
+    def calls(self) -> tuple[SampleCall, ...]:
+        """All calls of all samples: one of each, but where a pipeline perturbs its transformer for more guidance."""
+        return tuple(
+            SampleCall(sample, call) for sample in self.samples for call in range(self.store.calls(sample.prompt))
+        )
 
     def arguments(self, index: int) -> dict[str, Any]:
-        """Arguments of the transformer's call that is sample number `index`, on the CPU."""
-        return self.store.arguments(self.samples[index].prompt, self.samples[index].step)
+        """Arguments of call number `index`, on the CPU."""
+        (prompt, step), call = self.calls[index]
+        return self.store.arguments(prompt, step, call=call)
 
-    def frames(self, family: Family, config: Mapping[str, Any]) -> int:
-        """Frames, in tokens, into which the video tokens fall; 0 without samples."""
-        return token_grid(config, *latent_size(family, self.arguments(0)))[0] if self.samples else 0
+    def grid(self, family: Family, config: Mapping[str, Any]) -> tuple[int, int, int]:
+        """Video tokens along frames, height and width; none without samples."""
+        return token_grid(config, *latent_size(family, self.arguments(0))) if self.samples else (0, 0, 0)
 
 
 class Blockwise:
@@ -66,7 +85,7 @@ class Blockwise:
         self.opened, self.recipe, self.given, self.seed, self.workspace = opened, recipe, given, seed, workspace
         self.ranks, self.family, self.earlier = ranks, opened.family, earlier
         self.device = opened.transformer.device
-        self.frames = given.frames(self.family, opened.transformer.config)
+        self.grid = given.grid(self.family, opened.transformer.config)
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
         self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
         # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.
@@ -82,7 +101,8 @@ class Blockwise:
         blocks = self.family.blocks(self.opened.transformer)
         steps = 0
         if self.recipe.trains:
-            steps = self.recipe.optim.epochs * -(-len(self.given.samples) // self.recipe.optim.batch_size)
+            kinds = [call for _, call in self.given.calls]
+            steps = self.recipe.optim.epochs * batch_count(kinds, self.recipe.optim.batch_size)
         try:
             with progress.stage("calibration", len(blocks) * (steps + 1)) as stage:
                 self._record()
@@ -105,7 +125,7 @@ class Blockwise:
         return self.ranks.first if self.propagates else self.ranks.takes(index)
 
     def _record(self) -> None:
-        for k in range(len(self.given.samples)):
+        for k in range(len(self.given.calls)):
             arguments = to_device(self.given.arguments(k), self.device)
             recorded = record_calls(self.opened.transformer, self.family, arguments)
             self.entering[k] = recorded.first
@@ -143,6 +163,7 @@ class Blockwise:
 
     def _sample(self, k: int, index: int) -> BlockSample:
         entering = self.quantized if self.propagates else self.entering
+        (prompt, step), call = self.given.calls[k]
         target = joined_tokens(self.family, to_device(self.leaving[k], self.device))
         weights = None
         if self.given.weights:
@@ -153,8 +174,10 @@ class Blockwise:
             self.sides[k][index],
             target,
             weights,
-            self.given.samples[k].step / self.opened.steps,
-            self.frames,
+            self.given.store.progress(prompt, step),
+            self.grid[0],
             # Rows that hold frames or places beside branches (Latte) do not alternate: there are no pairs to combine.
-            self.opened.guidance_scale if len(target) == 2 else None,
+            self.opened.guidance_scale if len(target) == 2 and call == 0 else None,
+            call,
+            math.prod(self.grid),
         )

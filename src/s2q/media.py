@@ -125,10 +125,12 @@ _VIDEO = Input("dog.mp4", _one(read_frames))
 INPUTS: dict[str, Input] = {
     "image": _IMAGE,
     "last_image": _IMAGE,
-    "ref_image": _IMAGE,
     "reference_images": Input("dog.png", lambda paths: [read_image(path) for path in paths]),
     "video": _VIDEO,
     "control_video": _VIDEO,
+    "pose_video": _VIDEO,
+    "face_video": _VIDEO,
+    "background_video": _VIDEO,
     "mask": _VIDEO,
     "mask_video": _VIDEO,
 }

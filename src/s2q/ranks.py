@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch.distributed as dist
-
 # Blocks of one rank may take hours longer than those of another.
 PATIENCE = timedelta(days=7)
 
@@ -35,6 +33,8 @@ class Ranks:
     def wait(self) -> None:
         """Until every rank has come here."""
         if self.world > 1:
+            import torch.distributed as dist
+
             dist.barrier()
 
 
@@ -61,6 +61,8 @@ def joined() -> Iterator[Ranks]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise ValueError(f"WORLD_SIZE is set, but {', '.join(missing)} is not: start s2q with torchrun or accelerate")
+    import torch.distributed as dist
+
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("gloo", timeout=PATIENCE)

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from s2q.numerics.quantizer import MAX_BITS, MIN_BITS
+from s2q.numerics.bits import MAX_BITS, MIN_BITS
 
 
 class _Part(BaseModel):

@@ -1,7 +1,8 @@
 """The safetensors files of a checkpoint: which they may be, which tensor stands where, and what was noted of them."""
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,26 +19,33 @@ SINGLE_NAME = "diffusion_pytorch_model.safetensors"
 # diffusers' name; a lone file has no suffix, shards are numbered.
 PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 TEXT_PATTERN = "model{suffix}.safetensors"
+TEXT_INDEX_NAME, TEXT_SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 """The same of transformers."""
 MAX_SHARD_SIZE = "5GB"
 
 
-def weight_places(folder: Path) -> dict[str, Path]:
-    """Name of each tensor in a transformer folder → the file that holds it.
+def weight_places(folder: Path, single: str = SINGLE_NAME, index_name: str = INDEX_NAME) -> dict[str, Path]:
+    """Name of each tensor in the folder of a model → the file that holds it.
+
+    Args:
+        single: name of a lone file.
+        index_name: name of the index of several; where both are there it is the index that counts, as in diffusers.
 
     Raises:
         CheckpointError: no weights, an index that lies or leads out of the folder, a file that is missing or damaged.
     """
-    index = folder / INDEX_NAME
+    index = folder / index_name
     if not index.is_file():
-        if not (folder / SINGLE_NAME).is_file():
-            raise CheckpointError(f"{folder} has neither {SINGLE_NAME} nor {INDEX_NAME}")
-        return tensor_places([folder / SINGLE_NAME])
+        if not (folder / single).is_file():
+            raise CheckpointError(f"{folder} has neither {single} nor {index_name}")
+        return tensor_places([folder / single])
     try:
         promised = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards = sorted(set(promised.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index} is no index of shards: {error!r}") from None
+    if not shards:
+        raise CheckpointError(f"{index} names no file")
     outside = [str(shard) for shard in shards if not _is_file_name(shard)]
     if outside:
         raise CheckpointError(f"{index} leads out of its folder, to {', '.join(outside)}: do not trust this checkpoint")
@@ -50,6 +58,32 @@ def weight_places(folder: Path) -> dict[str, Path]:
     if wrong:
         raise CheckpointError(f"{index} and the files do not agree on {', '.join(wrong[:8])}")
     return places
+
+
+def check_together(files: Sequence[Path], source: Path) -> None:
+    """Whether the files that a library wants to read stand in one folder, beside the index that names them.
+
+    Args:
+        source: what the library was asked to load: a folder, or something else that it finds by itself.
+
+    Raises:
+        CheckpointError: an index leads out of its folder.
+    """
+    folder, *others = {Path(os.path.abspath(file)).parent for file in files}
+    away = bool(others) or (source.is_dir() and not folder.is_relative_to(os.path.abspath(source)))
+    named = [set(_named(index)) for index in folder.glob("*.safetensors.index*.json")]
+    if away or (len(files) > 1 and {file.name for file in files} not in named):
+        raise CheckpointError(
+            f"an index of shards in {source} leads out of its folder, to {', '.join(map(str, files))}: do not trust this "
+            "checkpoint"
+        )
+
+
+def _named(index: Path) -> Iterable[str]:
+    try:
+        return [str(shard) for shard in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return []
 
 
 def tensor_places(files: Sequence[Path]) -> dict[str, Path]:

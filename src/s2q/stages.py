@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from s2q.blockwise import Blockwise, CalibrationSet
+from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import combine, min_max, salience_of_prompt
 from s2q.calibration.selection import Sample, select
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.blocks import first_call, modality_slices, to_device
 from s2q.models.pipelines import OpenPipeline
 from s2q.progress import Progress
@@ -99,13 +100,15 @@ def _select(
         for prompt in range(store.prompts):
             pairs.append(salience_of_prompt(store, prompt, transformer, opened.family, recipe.sampler.tokens))
             stage.advance()
-    diffusion, quantization = (torch.stack(side) for side in zip(*pairs, strict=True))
+    # A pose or a video of more frames than another may take more sections: candidates are those of which all have one.
+    steps = min(len(diffusion) for diffusion, _ in pairs)
+    diffusion, quantization = (torch.stack([one[:steps] for one in side]) for side in zip(*pairs, strict=True))
     alone = {"diffusion": diffusion, "quantization": quantization}.get(recipe.sampler.score)
     scores = combine(diffusion, quantization) if alone is None else min_max(alone)
     done = {
         "samples": select(scores, recipe.sampler, derived_seed(seed, "sampler")),
         "scores": scores.tolist(),
-        "timesteps": store.timesteps().tolist(),
+        "timesteps": store.timesteps()[:steps].tolist(),
         "seconds": time.perf_counter() - started,
     }
     write_json(path, done)
@@ -127,16 +130,19 @@ def _token_weights(
     found: Calibration,
     ranks: Ranks,
 ) -> tuple[tuple[Tensor, ...], ...]:
-    """λ by sample and block, [B, S] each."""
+    """λ by call and block, [B, S] each."""
     objective, transformer, family = recipe.objective, opened.transformer, opened.family
     folder = workspace.folder / TOKEN_WEIGHTS
-    paths = [folder / f"prompt-{prompt:04d}-step-{step:04d}.safetensors" for prompt, step in given.samples]
+    paths = [
+        folder / f"prompt-{prompt:04d}-step-{step:04d}{f'-call-{call}' if call else ''}.safetensors"
+        for (prompt, step), call in given.calls
+    ]
     with progress.stage("token_weights", len(paths)) as stage:
         for index, path in enumerate(paths):
             if ranks.takes(index) and read_metadata(path) is None:
                 started = time.perf_counter()
                 arguments = to_device(given.arguments(index), transformer.device)
-                received = received_by_block(transformer, family, arguments)
+                received = received_by_block(transformer, family, arguments, perturbed=given.calls[index].call > 0)
                 tensors = {f"block.{block}": sums for block, sums in enumerate(received)}
                 write_tensors(path, tensors, {"seconds": time.perf_counter() - started})
             stage.advance()

@@ -9,10 +9,11 @@ import torch
 from tiny import PROMPTS, STEPS
 from tiny_media import write_image
 
-from s2q.calibration import trajectory
-from s2q.calibration.calls import calls_by_step
+from s2q.calibration import recording
+from s2q.calibration.calls import calls_by_section
+from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import diffusion_salience, moving
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.media import Prompt
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import NoProgress
@@ -28,13 +29,13 @@ def record(open_family: Callable[..., OpenPipeline], monkeypatch: pytest.MonkeyP
 
     def record_it(more: Callable[[int, int, dict[str, Any]], dict[str, Any]]) -> TrajectoryStore:
         def changed(*args: Any) -> Any:
-            steps, final = calls_by_step(*args)
-            for step, calls in enumerate(steps):
+            (section,) = calls_by_section(*args)
+            for step, calls in enumerate(section.steps):
                 for branch, call in enumerate(calls):
                     call |= more(step, branch, call)
-            return steps, final
+            return [section]
 
-        monkeypatch.setattr(trajectory, "calls_by_step", changed)
+        monkeypatch.setattr(recording, "calls_by_section", changed)
         return record_trajectories(open_family("wan"), PROMPTS[:1], 0, tmp_path, NoProgress())
 
     return record_it

@@ -9,6 +9,7 @@ from tiny import PROMPTS, make_transformer
 from tiny_families import make_hunyuan, make_wan
 from torch import nn
 
+from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import (
     combine,
     diffusion_salience,
@@ -18,7 +19,7 @@ from s2q.calibration.salience import (
     salience_of_prompt,
     to_device,
 )
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.blocks import first_call
 from s2q.models.family import patch_of
 from s2q.models.pipelines import OpenPipeline

@@ -7,7 +7,8 @@ import pytest
 import torch
 from tiny import PROMPTS, STEPS
 
-from s2q.calibration.trajectory import TrajectoryStore, record_trajectories, trajectory_path
+from s2q.calibration.recording import record_trajectories
+from s2q.calibration.trajectory import TrajectoryStore, trajectory_path
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.progress import NoProgress
 from s2q.storage import derived_seed

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from s2q.quantization.objective import BlockSample, frame_similarity, guided_error, temporal_error, weighted_error
+from s2q.models.families import FRAMEPACK
+from s2q.quantization.objective import (
+    BlockSample,
+    block_loss,
+    frame_similarity,
+    guided_error,
+    temporal_error,
+    weighted_error,
+)
+from s2q.recipe import ObjectiveSpec
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -27,6 +36,21 @@ def test_temporal_error_is_zero_for_the_same_and_positive_for_other_motion() -> 
     assert float(temporal_error(TARGET * 2, TARGET, 3)) == pytest.approx(0, abs=1e-6)
     still = TARGET[:, :4].repeat(1, 3, 1)
     assert float(temporal_error(still, TARGET, 3)) > 0.1
+
+
+def test_similarities_of_frames_are_of_the_clip_and_not_of_the_history_before_it() -> None:
+    target = normal(1, 5 + 12 + 2, 8)  # history, three frames, text
+    sample = BlockSample({}, {}, target, frames=3, video_tokens=12)
+
+    def temporal(output: torch.Tensor) -> float:
+        states = {"hidden_states": output[:, :17], "encoder_hidden_states": output[:, 17:]}
+        losses = [
+            block_loss(FRAMEPACK, states, sample, ObjectiveSpec(kind="mse", temporal=weight)) for weight in (0, 1)
+        ]
+        return float(losses[1] - losses[0])
+
+    output = target + normal(1, 19, 8, seed=1)
+    assert temporal(output) == pytest.approx(float(temporal_error(output[:, 5:17], target[:, 5:17], 3)), rel=1e-4)
 
 
 def test_errors_that_both_branches_share_are_counted_once_and_their_gap_by_the_scale() -> None:

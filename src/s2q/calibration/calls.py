@@ -1,93 +1,150 @@
 """How a pipeline calls its transformer while it makes a latent, step by step, and the branches of a step as one call."""
 
+import inspect
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from s2q.media import read_media
 from s2q.models.family import Family
+from s2q.models.loaded import is_hooked
 from s2q.models.pipelines import OpenPipeline, PipelineError
 from s2q.models.steps import steps_told
 
 Call = dict[str, Any]
 
 
+class Section(NamedTuple):
+    """One way from noise to a latent. Most pipelines go one for a clip; Framepack goes one for each piece of it."""
+
+    steps: list[list[Call]]
+    """Keyword arguments of every call of the transformer, step by step."""
+    final: Tensor
+    """What the last step leaves, on the CPU."""
+
+
 def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """Keyword arguments of every call of the transformer while a latent is made, step by step, and the finished latent.
+    """The steps of all sections, see `calls_by_section`, and the latent that the last one leaves."""
+    sections = calls_by_section(opened, prompt, seed)
+    return [step for section in sections for step in section.steps], sections[-1].final
+
+
+def calls_by_section(opened: OpenPipeline, prompt: str, seed: int) -> list[Section]:
+    """How the transformer is called while a clip is made. A section begins where the time is later than it was before.
 
     Of two transformers, one is called in its own steps alone: these are returned, and the latent that it leaves.
 
     Raises:
-        PipelineError: it is not called at all.
+        PipelineError: it is not called at all, or in a way that cannot be replayed.
     """
-    steps: list[list[Call]] = [[]]
-    left: list[Tensor] = []
+    family = opened.family
+    sections: list[Section] = []
+    calls: list[Call] = []  # of the step that is running
+    steps: list[list[Call]] = []  # of the section
+    left: list[Tensor] = []  # by its last step
+    told, idle = 0, 0
+
+    # A scheduler of EDM's scales x_t before the transformer sees it: what is left at last is looked at alike.
+    as_seen = getattr(opened.pipe.scheduler, "precondition_inputs", lambda latents, sigma: latents)
+
+    def close() -> None:
+        sections.append(Section(list(steps), as_seen(left[0], 0.0).cpu()))
+        steps.clear()
 
     def before_call(module: Any, args: tuple, kwargs: Call) -> None:
-        if args:
-            raise PipelineError("the pipeline passes positional arguments to its transformer; keywords are needed")
-        steps[-1].append({name: _detached(value) for name, value in kwargs.items()})
+        if is_hooked(module):
+            raise PipelineError(
+                f"the pipeline hangs hooks on its {opened.part} for some of its calls, as guiders do that skip layers: what "
+                "they change is in no argument, so these calls cannot be replayed. Use a guider without hooks, such as "
+                "ClassifierFreeGuidance"
+            )
+        given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
+        if steps and not calls and given[family.timestep].max() > steps[-1][0][family.timestep].max():
+            close()
+        calls.append({name: _detached(value) for name, value in given.items()})
 
     def after_step(latents: Tensor) -> None:
-        if steps[-1]:
-            left[:] = [latents]
-        steps.append([])
+        nonlocal told, idle
+        told += 1
+        if not calls:
+            idle += 1
+            return
+        left[:] = [latents]
+        steps.append(list(calls))
+        calls.clear()
 
     handle = opened.transformer.register_forward_pre_hook(before_call, with_kwargs=True)
     try:
-        with steps_told(opened.pipe, after_step) as told:
-            final = opened.pipe(
+        with steps_told(opened.pipe, after_step) as more:
+            made = opened.pipe(
                 prompt=prompt,
                 generator=torch.Generator().manual_seed(seed),
                 output_type="latent",
                 return_dict=False,
-                **told,
+                **more,
                 **read_media(prompt),
                 **opened.call,
             )[0]
     finally:
         handle.remove()
-    served = [calls for calls in steps[:-1] if calls]
-    if not served:
-        raise PipelineError(f"{opened.part} is called in none of the {len(steps) - 1} steps: take more steps")
-    whole = len(served) == len(steps) - 1 and final.shape == left[0].shape
-    return served, (final if whole else left[0]).cpu()
+    if not steps:
+        raise PipelineError(f"{opened.part} is called in none of the {told} steps: take more steps")
+    # Wan 2.2 5B puts its image in the place of the first frame afterwards; Wan Animate scales the whole for its VAE.
+    if not idle and isinstance(made, Tensor) and _much_the_same(made, left[0]):
+        left[:] = [made]
+    close()
+    return sections
 
 
-def as_one_call(calls: Sequence[Call], family: Family) -> Call:
-    """The calls of one step as one call whose batch holds the guidance branches, unconditional first.
+def _much_the_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and float((one == other).float().mean()) >= 0.5
+
+
+def as_calls(calls: Sequence[Call], family: Family) -> list[Call]:
+    """The calls of one step, those of its two guidance branches as one call whose batch holds both, unconditional first.
 
     CogVideoX calls its transformer so already. Wan calls it twice, conditional first as all diffusers pipelines that
     do; these calls are stacked, so that a sample costs and weighs the same in every family. Each row has the values of
-    its own call; a product of two rows may round otherwise than one of one row.
-
-    Raises:
-        PipelineError: no call or more than two, or calls that cannot be stacked.
+    its own call; a product of two rows may round otherwise than one of one row. Calls that cannot be stacked, for their
+    texts have different lengths or a number differs, and further ones (LTX-2 perturbs its transformer for more guidance)
+    stay calls of their own, in the pipeline's order.
     """
-    if len(calls) == 1:
-        return calls[0]
-    if len(calls) != 2:
-        raise PipelineError(
-            f"the pipeline calls its transformer {len(calls)} times in a step: "
-            "one call, or one for each of two guidance branches, can be recorded"
-        )
-    cond, uncond = calls
-    joined: Call = {}
-    for name in uncond | cond:
-        one, other = uncond.get(name), cond.get(name)
-        stacked = _has_batch(other) or (isinstance(other, Tensor) and name in family.batched)
-        same_in_both = name in (family.latents, family.timestep) or not stacked
-        if same_in_both and not same(one, other):
-            raise PipelineError(f"argument {name!r} of the transformer differs between the guidance branches of a step")
-        if stacked and _shape(one) != _shape(other):
-            raise PipelineError(
-                f"argument {name!r} of the transformer has shape {_shape(other)} in the conditional call and "
-                f"{_shape(one)} in the unconditional one: they cannot be stacked; pad the text to one length"
-            )
-        joined[name] = torch.cat([one, other]) if stacked else other
-    return joined
+    if len(calls) < 2 or not _stackable(calls[0], calls[1], family):
+        return list(calls)
+    cond, uncond = calls[:2]
+    joined = {
+        name: torch.cat([uncond[name], value]) if _stacks(name, value, family) else value
+        for name, value in cond.items()
+    }
+    return [joined, *calls[2:]]
+
+
+def rows_by_branch(call: Call, made: Sequence[Call], family: Family) -> set[str]:
+    """Names of the arguments of `call` that have a row for each branch.
+
+    Args:
+        call: one of those that `as_calls` made of `made`.
+    """
+    rows = call[family.latents].shape[0]
+    if rows > made[0][family.latents].shape[0]:
+        return {name for name, value in made[0].items() if _stacks(name, value, family)}
+    tensors = {name: value for name, value in call.items() if isinstance(value, Tensor) and name not in family.shared}
+    return {name for name, value in tensors.items() if name in family.batched or (value.ndim and len(value) == rows)}
+
+
+def _stackable(cond: Call, uncond: Call, family: Family) -> bool:
+    if cond.keys() != uncond.keys() or not _has_batch(cond[family.latents]):
+        return False
+    return all(
+        _shape(value) == _shape(uncond[name]) if _stacks(name, value, family) else same(value, uncond[name])
+        for name, value in cond.items()
+    )
+
+
+def _stacks(name: str, value: Any, family: Family) -> bool:
+    return name not in family.shared and (_has_batch(value) or (isinstance(value, Tensor) and name in family.batched))
 
 
 def _has_batch(value: Any) -> bool:
@@ -108,8 +165,8 @@ def _detached(value: Any) -> Any:
 
 def same(one: Any, other: Any) -> bool:
     """Whether two arguments are equal, tensors bit for bit, tuples item by item."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     if isinstance(one, tuple) and isinstance(other, tuple):
-        return all(same(a, b) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
     return one == other

@@ -83,12 +83,13 @@ def salience_of_prompt(
             guidance branch, and free); "hidden_states": the input of the first block (the patches after embedding, of
             the conditional branch), where quantization really starts.
     """
-    latents = store.latents(prompt)
+    sections = store.sections(prompt)
+    diffusion = torch.cat([diffusion_salience(moving(latents)) for latents in sections])
     if tokens == "latents":
-        cut = patch_tokens(latents[:-1], patch_of(model.config), family.layout)
-        return diffusion_salience(moving(latents)), quantization_salience(cut)
+        cut = (patch_tokens(latents[:-1], patch_of(model.config), family.layout) for latents in sections)
+        return diffusion, torch.cat([quantization_salience(one) for one in cut])
     norms = []
-    for step in range(len(latents) - 1):
+    for step in range(len(diffusion)):
         arguments = to_device(store.arguments(prompt, step, "cond"), model.device)
         norms.append(gram_spectral_norm(first_call(model, family, arguments).states[family.states[0]][0]).cpu())
-    return diffusion_salience(moving(latents)), torch.stack(norms)
+    return diffusion, torch.stack(norms)

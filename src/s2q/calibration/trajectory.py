@@ -1,18 +1,22 @@
-"""Record what the full-precision pipeline feeds its transformer, and find it again by (prompt, step, branch).
+"""What the full-precision pipeline feeds its transformer, as `recording` wrote it, found by (prompt, step, branch).
 
 One safetensors file a prompt, memory-mapped when read:
 
     latents            [T+1, …]   x_t before each step, and what the last step leaves; guidance branches share it
+                                  (of a pipeline that makes a clip in sections, one section after another)
+    timesteps          [T] or, where each token or frame has a time of its own, [T, …]
     condition          [B, …]     what stands beside x_t in further channels, such as an image's latents; of every step
-    timesteps          [T] or, where each token has a time of its own, [T, S]
     arguments.NAME     [B, …]     conditioning, one row a branch (unconditional first, as CogVideoX batches them)
     shared.NAME        any        tensors without a branch, such as rotary angles; NAME.0.1 in tuples of tuples
     steps.arguments.NAME, steps.shared.NAME   [T, …]   the same, where they change from step to step (sound)
+                                  (also x_t and times themselves, in calls that do not share those above)
+    sections.arguments.NAME, …                [R, …]   the same, where they change from section to section (history)
+
+Where a step is several calls (LTX-2 perturbs its transformer for more guidance), `call-1.` and so on stand before all but
+`latents` and `timesteps` of the second and later.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,16 +25,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from s2q.calibration.calls import as_one_call, calls_by_step, same
-from s2q.calibration.encoding import prompts_encoded
-from s2q.media import described
-from s2q.models.pipelines import OpenPipeline, PipelineError
-from s2q.progress import Progress
-from s2q.storage import derived_seed, read_metadata, write_tensors
+from s2q.storage import read_metadata
 
 Branch = Literal["both", "uncond", "cond"]
-STEPS = "steps."
-"""What names of tensors that change from step to step begin with."""
+STEPS, SECTIONS = "steps.", "sections."
+"""What names of tensors begin with that change from step to step, or from section to section."""
 
 
 def trajectory_path(folder: Path, prompt: int) -> Path:
@@ -38,106 +37,21 @@ def trajectory_path(folder: Path, prompt: int) -> Path:
     return folder / f"prompt-{prompt:04d}.safetensors"
 
 
-def record_trajectories(
-    opened: OpenPipeline,
-    prompts: Sequence[str],
-    seed: int,
-    folder: Path,
-    progress: Progress,
-    takes: Callable[[int], bool] = lambda index: True,
-) -> "TrajectoryStore":
-    """Run the pipeline once a prompt; prompts whose file is there already are skipped.
-
-    Args:
-        takes: whether prompt number n is recorded here; another process records the others.
-
-    Raises:
-        PipelineError: the pipeline calls its transformer in a way that cannot be addressed by (step, branch).
-    """
-    missing = [i for i in range(len(prompts)) if takes(i) and read_metadata(trajectory_path(folder, i)) is None]
-    encoded = nullcontext()
-    if opened.disposable_text:
-        encoded = prompts_encoded(opened, [prompts[index] for index in missing])
-    with progress.stage("trajectories", len(prompts)) as stage, encoded:
-        stage.advance(len(prompts) - len(missing))
-        for index in missing:
-            started = time.perf_counter()
-            tensors, plain, branches = _record(opened, prompts[index], derived_seed(seed, "trajectory", index))
-            metadata = {
-                "prompt": described(prompts[index]),
-                "arguments": plain,
-                "channels": opened.family.channels,
-                "branches": branches,
-                "seconds": time.perf_counter() - started,
-            }
-            write_tensors(trajectory_path(folder, index), tensors, metadata)
-            stage.advance()
-    return TrajectoryStore(folder, len(prompts), opened.family.latents, opened.family.timestep)
+def recorded(folder: Path, prompt: int) -> Mapping[str, Any]:
+    """What stands beside the tensors of a prompt's file; empty where that is missing or damaged."""
+    return read_metadata(trajectory_path(folder, prompt)) or {}
 
 
-def _record(opened: OpenPipeline, prompt: str, seed: int) -> tuple[dict[str, Tensor], dict[str, Any], int]:
-    """Tensors of one prompt's file, the transformer's plain arguments (None, bool, numbers, tuples of them), branches."""
-    family = opened.family
-    steps, final = calls_by_step(opened, prompt, seed)
-    for step, made in enumerate(steps):
-        if len(made) != len(steps[0]):
-            raise PipelineError(
-                f"the pipeline calls its transformer {len(steps[0])} times in its first step and {len(made)} times "
-                f"in step {step + 1}: steps must be alike"
-            )
-    calls = [as_one_call(made, family) for made in steps]
-    first = calls[0]
-    branches = first[family.latents].shape[0]
-    axis = family.channels
-    noisy, condition = _parted([call[family.latents] for call in calls], final.shape[axis], axis)
-    tensors = condition | {
-        "latents": torch.cat([latents[:1] for latents in noisy] + [final.to(first[family.latents].dtype)]),
-        # A pipeline may change their dtype along the way (HunyuanVideo in bfloat16): the widest holds them all.
-        "timesteps": torch.stack([_first_row(call[family.timestep]) for call in calls]),
-    }
-    plain: dict[str, Any] = {}
-    for name, value in first.items():
-        if name in (family.latents, family.timestep):
-            continue
-        if isinstance(value, Tensor):
-            by_branch = name in family.batched or (value.ndim and value.shape[0] == branches)
-            kind = "arguments" if by_branch else "shared"
-            over_time = [call[name] for call in calls]
-            if not all(same(later, value) for later in over_time) and len({later.shape for later in over_time}) == 1:
-                tensors[f"{STEPS}{kind}.{name}"] = torch.stack(over_time)
-                continue
-            tensors[f"{kind}.{name}"] = value
-        elif isinstance(value, tuple) and any(isinstance(item, Tensor | tuple) for item in value):
-            tensors |= dict(_leaves(f"shared.{name}", value))
-        else:
-            plain[name] = value
-        if any(not same(call.get(name), value) for call in calls):
-            raise PipelineError(f"argument {name!r} of the transformer changes from step to step")
-    return tensors, plain, branches
+def section_of(lengths: Sequence[int], step: int) -> int:
+    """Which section step number `step` of all belongs to."""
+    if not 0 <= step < sum(lengths):
+        raise IndexError(f"step {step} of {sum(lengths)}")
+    return next(section for section in range(len(lengths)) if step < sum(lengths[: section + 1]))
 
 
-def _parted(inputs: Sequence[Tensor], channels: int, axis: int) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """What the transformer is given, [B, …] a step, parted into x_t and what a pipeline puts behind it in the channels."""
-    more = inputs[0].shape[axis] - channels
-    if more == 0:
-        return list(inputs), {}
-    conditions = [tensor.narrow(axis, channels, more) for tensor in inputs]
-    if not all(torch.equal(condition, conditions[0]) for condition in conditions):
-        raise PipelineError(f"the {more} channels beside the {channels} of the latents change from step to step")
-    return [tensor.narrow(axis, 0, channels) for tensor in inputs], {"condition": conditions[0].contiguous()}
-
-
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested tuples, named by their places: `name.0.1` is the second of the first."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(f"{name}.{index}", item)
-    else:
-        raise PipelineError(
-            f"argument {name.split('.')[1]!r} of the transformer mixes tensors with {type(value).__name__}"
-        )
+def name_before(call: int) -> str:
+    """What the names of the tensors of call number `call` of a step begin with."""
+    return f"call-{call}." if call else ""
 
 
 def _nested(places: Mapping[tuple[int, ...], Tensor]) -> Any:
@@ -148,10 +62,6 @@ def _nested(places: Mapping[tuple[int, ...], Tensor]) -> Any:
     for (first, *rest), tensor in places.items():
         items.setdefault(first, {})[tuple(rest)] = tensor
     return tuple(_nested(items[index]) for index in sorted(items))
-
-
-def _first_row(value: Tensor) -> Tensor:
-    return value[0] if value.ndim else value
 
 
 @dataclass(frozen=True)
@@ -173,55 +83,83 @@ class TrajectoryStore:
         return timesteps.reshape(len(timesteps), -1).amax(1)
 
     def latents(self, prompt: int) -> Tensor:
-        """x_t over the steps: [T+1, …] without a batch dimension; the last row is the finished latent."""
+        """x_t over the steps: [T+1, …] without a batch dimension; the last row is the finished latent.
+
+        Of several sections, the rows of one after those of another: each has a finished latent of its own.
+        """
         with self._open(prompt) as file:
             return file.get_tensor("latents")
+
+    def sections(self, prompt: int) -> tuple[Tensor, ...]:
+        """`latents` of each section of the clip by itself."""
+        return self.latents(prompt).split([length + 1 for length in self._metadata(prompt)["sections"]])
+
+    def progress(self, prompt: int, step: int) -> float:
+        """How far denoising is at a step, in its section: 0 at the first, towards 1 at the last."""
+        lengths = self._metadata(prompt)["sections"]
+        section = section_of(lengths, step)
+        return (step - sum(lengths[:section])) / lengths[section]
 
     def seconds(self) -> float:
         """Time that recording took, summed over prompts (and over interrupted runs)."""
         return sum(self._metadata(prompt)["seconds"] for prompt in range(self.prompts))
 
     def _metadata(self, prompt: int) -> Mapping[str, Any]:
-        metadata = read_metadata(trajectory_path(self.folder, prompt))
-        if metadata is None:
+        metadata = recorded(self.folder, prompt)
+        if not metadata:
             raise FileNotFoundError(f"the trajectory of prompt {prompt} is missing from {self.folder}")
         return metadata
 
-    def arguments(self, prompt: int, step: int, branch: Branch = "both") -> dict[str, Any]:
-        """Keyword arguments of the transformer's call at (prompt, step), for one guidance branch or both as a batch.
+    def calls(self, prompt: int) -> int:
+        """How often the transformer is called in a step; two guidance branches that were stacked are one call."""
+        return len(self._metadata(prompt)["calls"])
+
+    def arguments(self, prompt: int, step: int, branch: Branch = "both", call: int = 0) -> dict[str, Any]:
+        """Keyword arguments of one of the transformer's calls at (prompt, step), for one guidance branch or all as a batch.
 
         Only the rows asked for are read from disk.
+
+        Args:
+            call: which of the step's, in the pipeline's order; the first holds the conditional branch.
         """
         metadata = self._metadata(prompt)
-        plain = metadata["arguments"]
-        # JSON has no tuples, and pipelines no lists, in what they give the transformer.
-        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
+        made, section = metadata["calls"][call], section_of(metadata["sections"], step)
+        # JSON has no tuples.
+        arguments = {
+            name: tuple(value) if isinstance(value, list) and name not in made["lists"] else value
+            for name, value in made["arguments"].items()
+        }
         with self._open(prompt) as file:
-            latents = file.get_slice("latents")[step : step + 1]
+            latents = file.get_slice("latents")[step + section : step + section + 1]
             timestep = file.get_slice("timesteps")[step : step + 1]
             shared: dict[str, dict[tuple[int, ...], Tensor]] = {}
             condition = None
             for name in sorted(file.keys()):
-                changing = name.startswith(STEPS)
-                kind, _, rest = name.removeprefix(STEPS).partition(".")
-                if kind in ("arguments", "condition"):
-                    value = file.get_slice(name)[step] if changing else file.get_tensor(name)
-                    if branch != "both":
-                        rows = len(value) // metadata["branches"]
-                        value = value[:rows] if branch == "uncond" else value[-rows:]
-                    if kind == "condition":
-                        condition = value
-                    else:
-                        arguments[rest] = value
-                elif kind == "shared":
+                if not name.startswith(name_before(call)):
+                    continue
+                own = name.removeprefix(name_before(call))
+                kind, _, rest = own.removeprefix(STEPS).removeprefix(SECTIONS).partition(".")
+                if kind not in ("arguments", "condition", "shared"):
+                    continue
+                if own.startswith((STEPS, SECTIONS)):
+                    value = file.get_slice(name)[step if own.startswith(STEPS) else section]
+                else:
+                    value = file.get_tensor(name)
+                if kind == "shared":
                     argument, *places = rest.split(".")
-                    value = file.get_slice(name)[step] if changing else file.get_tensor(name)
                     shared.setdefault(argument, {})[tuple(map(int, places))] = value
+                    continue
+                if branch != "both":
+                    rows = len(value) // made["branches"]
+                    value = value[:rows] if branch == "uncond" else value[-rows:]
+                if kind == "condition":
+                    condition = value
+                else:
+                    arguments[rest] = value
         arguments |= {name: _nested(places) for name, places in shared.items()}
-        branches = metadata["branches"] if branch == "both" else 1
+        branches = made["branches"] if branch == "both" else 1
         latents = latents.expand(branches, *latents.shape[1:])
         if condition is not None:
             latents = torch.cat([latents, condition], dim=metadata["channels"])
-        arguments[self.latents_name] = latents
-        arguments[self.timestep_name] = timestep.expand(branches, *timestep.shape[1:])
-        return arguments
+        own = {self.latents_name: latents, self.timestep_name: timestep.expand(branches, *timestep.shape[1:])}
+        return own | arguments

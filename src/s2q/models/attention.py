@@ -55,12 +55,18 @@ class AttentionTap(TorchFunctionMode):
     Where a module attends to each row of the batch by itself, leaving padding out (Mochi), its rows are put together and
     filled up with zeros at the end: padding receives nothing.
 
+    Args:
+        may_miss: whether some blocks may go without: a perturbed call (LTX-2) passes their attention by.
+
     Raises (on leaving the context):
         RuntimeError: a block's self-attention was never seen, as with a fused or linear attention backend.
     """
 
-    def __init__(self, model: nn.Module, family: Family, receive: Callable[[int, Tensor], None]):
+    def __init__(
+        self, model: nn.Module, family: Family, receive: Callable[[int, Tensor], None], may_miss: bool = False
+    ):
         super().__init__()
+        self._may_miss = may_miss
         self._modules = [block.get_submodule(family.self_attention) for _, block in family.blocks(model)]
         self._receive = receive
         self._active: int | None = None
@@ -82,7 +88,7 @@ class AttentionTap(TorchFunctionMode):
             handle.remove()
         self._handles.clear()
         missing = sorted(set(range(len(self._modules))) - self._seen)
-        if kind is None and missing:
+        if kind is None and missing and not (self._may_miss and self._seen):
             raise RuntimeError(
                 f"the self-attention of blocks {missing} does not pass through scaled_dot_product_attention: "
                 "use diffusers' native attention backend for calibration"

@@ -129,6 +129,11 @@ LTX2 = register(
         text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
         layout="SC",
         text_width="caption_channels",
+        call_defaults={"num_frames": 121},  # where no part of the pipeline foretells how long a video the prompt wants
+        further_calls=(
+            (("stg_scale", "audio_stg_scale"), 0.0),  # some blocks without self-attention
+            (("modality_scale", "audio_modality_scale"), 1.0),  # video and sound without one another
+        ),
     )
 )
 MOCHI = register(
@@ -180,6 +185,8 @@ COSMOS = register(
         pipeline="CosmosTextToWorldPipeline",
         model_classes=("CosmosTransformer3DModel",),
         modulation=("norm?.linear_1", "norm?.linear_2"),
+        shared=("padding_mask",),
+        packages=("cosmos_guardrail", "torchvision"),
         text_width="text_embed_dim",
     )
 )
@@ -198,5 +205,6 @@ EASYANIMATE = register(
         ),
         modulation=("norm1.linear", "norm2.linear"),
         text_linears=("attn1.add_?_proj", "attn1.to_add_out", "txt_ff.*"),
+        call={"negative_prompt": ""},  # None is what its pipeline stumbles over
     )
 )

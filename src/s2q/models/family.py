@@ -38,14 +38,22 @@ class Family:
     tokens already, and passes num_frames, height and width beside them."""
     batched: tuple[str, ...] = ()
     """Arguments of the model that may have several rows a sample, one for each of its images."""
+    shared: tuple[str, ...] = ()
+    """Arguments of the model that all guidance branches share, though they have a first dimension of one."""
+    packages: tuple[str, ...] = ()
+    """What the pipelines or the model import when they run, and diffusers does not bring."""
     text_length: str | None = None
     """Key of the model's configuration that holds the number of text tokens; None: the pipeline alone decides."""
     text_width: str = "text_embed_dim"
     """Key of the model's configuration that holds the channels of the text."""
     guidance: str | None = "guidance_scale"
     """Argument of the pipeline that, above 1, adds the unconditional branch; None: a guider decides."""
+    further_calls: tuple[tuple[tuple[str, ...], float], ...] = ()
+    """Arguments of the pipeline of which one above a value makes it call its transformer once more in each step."""
     call_defaults: Mapping[str, Any] = field(default_factory=dict)
     """Defaults of the pipeline's calls that its signature does not show."""
+    call: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of each call of its pipelines, where those of diffusers do not work."""
     tiled_vae: bool = False
     """Whether its VAE decodes in tiles alone."""
     interleaved: bool = False

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import diffusers
@@ -27,7 +28,8 @@ def check_folder(path: Path, part: str | None) -> None:
         part: which of its transformers is meant, see `PARTS`; None is the only one.
 
     Raises:
-        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is.
+        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is; or packages that
+            diffusers runs it with are missing.
     """
     index = path / "model_index.json"
     if not index.is_file():
@@ -41,9 +43,15 @@ def check_folder(path: Path, part: str | None) -> None:
         raise PipelineError(f"{path} ({parts.get('_class_name')}) has no transformer: s2q quantizes video transformers")
     _check_call(path, str(parts.get("_class_name")))
     try:
-        resolve_folder(path / "transformer", str(parts["transformer"][1]))
+        family = resolve_folder(path / "transformer", str(parts["transformer"][1]))
     except (ValueError, OSError) as error:
         raise PipelineError(str(error)) from None
+    missing = [package for package in family.packages if find_spec(package) is None]
+    if missing:
+        raise PipelineError(
+            f"{path} is a {parts['_class_name']}, which diffusers runs with packages that are missing here: "
+            f"pip install {' '.join(missing)}"
+        )
     there = [name for name in PARTS if parts.get(name, [None])[0] is not None]
     check_part(str(path), there, part)
     wrong = []

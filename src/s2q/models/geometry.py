@@ -28,7 +28,7 @@ class Geometry:
     text_is_joined: bool
     """Whether text takes part in self-attention; else it is seen through cross-attention."""
     branches: int
-    """Guidance branches, 1 or 2."""
+    """Rows that the transformer is given in a step: guidance branches, 1 or 2, and those of further calls."""
     steps: int
 
     @property
@@ -48,13 +48,41 @@ def call_defaults(family: Family) -> dict[str, Any]:
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
-def denoising_steps(arguments: Mapping[str, Any]) -> int:
-    """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength."""
+def denoising_steps(arguments: Mapping[str, Any], temporal: int) -> int:
+    """Steps of a call with these arguments, T: a pipeline that changes a video leaves out the first, by its strength.
+
+    One that makes it in sections (Framepack, Wan Animate) goes through all for each.
+
+    Args:
+        temporal: see `vae_factors`.
+    """
     steps = int(arguments["num_inference_steps"])
     strength = arguments.get(
         "denoise_strength", arguments.get("strength")
     )  # LTX calls by the second how firm an image is
-    return steps if strength is None else min(int(steps * strength), steps)
+    if strength is not None:
+        return min(int(steps * strength), steps)
+    return steps * _sections(arguments, temporal)
+
+
+def _sections(arguments: Mapping[str, Any], temporal: int) -> int:
+    """How many sections a clip is made in; one, where its length is known from a prompt's files alone."""
+    frames = arguments.get("num_frames")
+    if frames and "latent_window_size" in arguments:  # Framepack
+        return -(-frames // ((arguments["latent_window_size"] - 1) * temporal + 1))
+    if frames and "segment_frame_length" in arguments:  # Wan Animate begins with the last frames of the section before
+        again = arguments["prev_segment_conditioning_frames"]
+        return max(1, -(-(frames - again) // (arguments["segment_frame_length"] - again)))
+    return 1
+
+
+def _latent_frames(arguments: Mapping[str, Any], frames: int, temporal: int) -> int:
+    """Frames of the latent that the transformer sees at a time."""
+    if "latent_window_size" in arguments:
+        return arguments["latent_window_size"]
+    if "segment_frame_length" in arguments:  # and one of the image
+        return (arguments["segment_frame_length"] - 1) // temporal + 2
+    return (frames - 1) // temporal + 1
 
 
 def vae_factors(config: Mapping[str, Any]) -> tuple[int, int]:
@@ -85,10 +113,10 @@ def token_grid(config: Mapping[str, Any], frames: int, height: int, width: int) 
 
 def latent_size(family: Family, arguments: Mapping[str, Any]) -> tuple[int, int, int]:
     """Frames, height and width of the latents, from the arguments of a call of the transformer."""
-    if family.layout == "SC" and "video_coords" in arguments:  # of LTX with conditions, [B, 3, S]
-        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
-    if family.layout == "SC":
+    if family.layout == "SC" and "num_frames" in arguments:
         return tuple(int(arguments[name]) for name in ("num_frames", "height", "width"))
+    if family.layout == "SC":  # LTX with conditions says where each token is, [B, 3, S]
+        return tuple(len(axis.unique()) for axis in arguments["video_coords"][0])
     shape = arguments[family.latents].shape
     return shape[1 + family.layout.index("F")], shape[-2], shape[-1]
 
@@ -105,20 +133,25 @@ def geometry(family: Family, config: Mapping[str, Any], factors: tuple[int, int]
     shown = {name: value for name, value in call_defaults(family).items() if value is not None}
     chosen = dict(family.call_defaults) | shown | given
     temporal, spatial = factors
-    frames = chosen.get("num_frames") or chosen.get("video_length") or config.get("sample_frames")
+    lengths = ("num_frames", "video_length", "segment_frame_length")
+    frames = next((chosen[name] for name in lengths if chosen.get(name)), config.get("sample_frames"))
     if frames is None:
         raise ValueError(
             f"{family.pipeline} makes a video as long as the one that it is given: say how long, num_frames"
         )
-    height = chosen["height"] // spatial if "height" in chosen else config["sample_height"]
-    width = chosen["width"] // spatial if "width" in chosen else config["sample_width"]
-    latent = ((int(frames) - 1) // temporal + 1, int(height), int(width))
+    # HunyuanVideo 1.5 makes an image's shape of `target_size` squared pixels; as good as any is the square.
+    square = config.get("target_size", 0) // spatial
+    height = chosen["height"] // spatial if "height" in chosen else config.get("sample_height") or square
+    width = chosen["width"] // spatial if "width" in chosen else config.get("sample_width") or square
+    latent = (_latent_frames(chosen, int(frames), temporal), int(height), int(width))
+    guided = family.guidance is None or chosen[family.guidance] > 1
+    further = sum(any((chosen.get(name) or 0) > least for name in names) for names, least in family.further_calls)
     own_text = config[family.text_length] if family.text_length else None
     return Geometry(
         latent=latent,
         grid=token_grid(config, *latent),
         text=int(given.get("max_sequence_length") or own_text or chosen.get("max_sequence_length", TEXT_TOKENS)),
         text_is_joined="encoder_hidden_states" in family.tokens,
-        branches=2 if family.guidance is None or chosen[family.guidance] > 1 else 1,
-        steps=denoising_steps(chosen),
+        branches=1 + guided + further,
+        steps=denoising_steps(chosen, temporal),
     )

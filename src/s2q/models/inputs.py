@@ -1,11 +1,14 @@
 """What a pipeline's calls want beside the words of a prompt, and whether prompts have it."""
 
 import inspect
+import itertools
 import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
+import torch
 from diffusers import DiffusionPipeline
 
 from s2q.media import INPUTS, media_of, read_media
@@ -16,8 +19,11 @@ LEAST_STRETCH = 0.02
 """Difference of shapes that is worth a warning: less comes of sizes being whole patches."""
 FRAMES = ("num_frames", "video_length")
 """What pipelines call the length of the video that they make."""
-VIDEOS = ("video", "control_video")
+VIDEOS = ("video", "control_video", "pose_video")
 """What pipelines call the video that they make another of."""
+ALWAYS_NEEDED = ("id_cond", "id_vit_hidden")
+"""Arguments without which nothing is made although they have a default: the face that ConsisID finds in its image."""
+NOT_OF_THE_CLIPS_SHAPE = ("face_video",)
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,11 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
 
     diffusers gives most arguments a default of None, also where nothing can be made without them. A control is always
     needed; a video is where the pipeline has no length of its own to make; so is an image (or a video, where it may stand
-    for one) where neither is.
+    for one) where neither is, unless the signature says that it may be None (Cosmos 2.5).
     """
     parameters = inspect.signature(pipeline.__call__).parameters
+    # Files are read as pictures, not as the tensors that EasyAnimate wants.
+    readable = [name for name in INPUTS if name in parameters and parameters[name].annotation is not torch.FloatTensor]
     without_default = [
         name
         for name, parameter in parameters.items()
@@ -51,19 +59,17 @@ def inputs_of(pipeline: type[DiffusionPipeline]) -> Inputs:
         and parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    needed = [(name,) for name in without_default if name in INPUTS]
+    without_default += [name for name in ALWAYS_NEEDED if name in parameters]
+    needed = [(name,) for name in without_default if name in readable]
     if not without_default:
         if "control_video" in parameters:
             needed = [("control_video",)]
         elif "video" in parameters and not has_length(pipeline):
             needed = [("video",)]
-        elif "image" in parameters:
+        elif "image" in parameters and type(None) not in get_args(parameters["image"].annotation):
             needed = [tuple(name for name in ("image", "video") if name in parameters)]
-    return Inputs(
-        tuple(needed),
-        tuple(name for name in INPUTS if name in parameters),
-        tuple(name for name in without_default if name not in INPUTS),
-    )
+    unread = [name for name in (*without_default, *itertools.chain(*needed)) if name not in readable]
+    return Inputs(tuple(needed), tuple(readable), tuple(unread))
 
 
 def has_length(pipeline: type[DiffusionPipeline]) -> bool:
@@ -117,7 +123,9 @@ def check_prompts(
                 wrong.append(f"{key} {error}")
                 continue
             first = read[0] if isinstance(read, list) else read
-            if size is not None and abs(first.width * size[0] / (first.height * size[1]) - 1) > LEAST_STRETCH:
+            if size is None or key in NOT_OF_THE_CLIPS_SHAPE:
+                continue
+            if abs(first.width * size[0] / (first.height * size[1]) - 1) > LEAST_STRETCH:
                 _LOG.warning(
                     "%s %s is %d×%d and the video %d×%d: pipelines stretch it. Cut it to shape for a true picture",
                     key, paths[0], first.width, first.height, size[1], size[0],

@@ -34,7 +34,7 @@ def check_loaded(pipe: DiffusionPipeline, part: str | None) -> tuple[str, Family
         family = replace(resolve(transformer), pipeline=type(pipe).__name__)
     except ValueError as error:
         raise PipelineError(str(error)) from None
-    if any(_is_hooked(module) for module in transformer.modules()):
+    if is_hooked(transformer):
         raise PipelineError(
             f"{what} has hooks on its {meant} (offloading or caching): quantize first and add them afterwards, or call "
             "remove_all_hooks() and disable_cache() first"
@@ -48,9 +48,13 @@ def check_loaded(pipe: DiffusionPipeline, part: str | None) -> tuple[str, Family
     return meant, family
 
 
-def _is_hooked(module: torch.nn.Module) -> bool:
+def is_hooked(transformer: torch.nn.Module) -> bool:
+    """Whether diffusers or accelerate have hooks anywhere in it, which change what its forward does."""
     # diffusers leaves an empty registry behind on every transformer that it has called.
-    return hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
+    return any(
+        hasattr(module, "_hf_hook") or bool(getattr(getattr(module, "_diffusers_hook", None), "hooks", None))
+        for module in transformer.modules()
+    )
 
 
 def checked_call(pipe: DiffusionPipeline, transformer: torch.nn.Module, call: Mapping[str, Any]) -> dict[str, Any]:

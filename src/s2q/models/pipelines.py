@@ -92,7 +92,7 @@ class OpenPipeline:
     @property
     def all_steps(self) -> int:
         """Denoising steps of a call."""
-        return denoising_steps(self._arguments())
+        return denoising_steps(self._arguments(), getattr(self.pipe, "vae_scale_factor_temporal", 4))
 
     @property
     def steps(self) -> int:
@@ -227,7 +227,7 @@ def open_pipeline(
 def _open_loaded(pipe: DiffusionPipeline, part: str | None, call: Mapping[str, Any]) -> OpenPipeline:
     meant, family = check_loaded(pipe, part)
     transformer = getattr(pipe, meant)
-    chosen = _text_length(transformer.config, family) | checked_call(pipe, transformer, call)
+    chosen = _own_call(transformer.config, family) | checked_call(pipe, transformer, call)
     return OpenPipeline(IN_MEMORY, None, pipe, family, chosen, None, meant)
 
 
@@ -243,12 +243,13 @@ def default_call(source: str, folder: Path) -> dict[str, Any]:
 
         defaults |= GENERATION[DEMOS[source]]
     config = json.loads((folder / "transformer" / "config.json").read_text())
-    return defaults | _text_length(config, resolve_folder(folder / "transformer", config["_class_name"]))
+    return defaults | _own_call(config, resolve_folder(folder / "transformer", config["_class_name"]))
 
 
-def _text_length(config: Mapping[str, Any], family: Family) -> dict[str, int]:
+def _own_call(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     # diffusers' default of 226 text tokens fits the released CogVideoX; positions of others have another length.
-    return {"max_sequence_length": config[family.text_length]} if family.text_length in config else {}
+    length = {"max_sequence_length": config[family.text_length]} if family.text_length in config else {}
+    return dict(family.call) | length
 
 
 def load_transformer(folder: str | Path, dtype: torch.dtype) -> torch.nn.Module:

@@ -7,7 +7,7 @@ group has a step size and, on asymmetric grids, a zero point: x ≈ (code − ze
 import torch
 from torch import Tensor
 
-MIN_BITS, MAX_BITS = 2, 8
+from s2q.numerics.bits import MAX_BITS, MIN_BITS
 
 
 def integer_range(bits: int) -> tuple[int, int]:

@@ -47,6 +47,23 @@ def _rounding_loss(simulated: nn.Module, progress: float, optim: OptimSpec) -> T
     return optim.rounding_penalty * sum(rounding_penalty(logit, exponent) for logit in logits) / count
 
 
+def batch_count(kinds: Sequence[int], size: int) -> int:
+    """Batches in a pass over samples of these kinds: a batch holds one kind alone, at most `size` samples."""
+    return len(_batches(range(len(kinds)), kinds, size))
+
+
+def _batches(order: Sequence[int], kinds: Sequence[int], size: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    unfinished: dict[int, list[int]] = {}
+    for index in order:
+        batch = unfinished.get(kinds[index])
+        if batch is None or len(batch) == size:
+            batch = unfinished[kinds[index]] = []
+            batches.append(batch)
+        batch.append(index)
+    return batches
+
+
 def learn(
     simulated: nn.Module,
     family: Family,
@@ -65,14 +82,16 @@ def learn(
     transforms = transforms_of(simulated)
     # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
     optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0, fused=True)
-    steps = optim.epochs * -(-len(samples) // optim.batch_size)
+    # Samples may be made when they are asked for: of batches of one, nobody needs to know the kinds.
+    kinds = [0] * len(samples) if optim.batch_size == 1 else [sample.call for sample in samples]
+    steps = optim.epochs * batch_count(kinds, optim.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=1e-3 * optim.lr)
     generator = torch.Generator().manual_seed(seed)
     done = 0
     for _ in range(optim.epochs):
         order = torch.randperm(len(samples), generator=generator).tolist()
-        for start in range(0, len(order), optim.batch_size):
-            batch = collate([samples[index] for index in order[start : start + optim.batch_size]])
+        for indices in _batches(order, kinds, optim.batch_size):
+            batch = collate([samples[index] for index in indices])
             _differentiate(simulated, family, recipe, batch, done / steps)
             optimizer.step()
             schedule.step()

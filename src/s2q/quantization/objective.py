@@ -28,6 +28,10 @@ class BlockSample:
     """Latent frames, into which the video tokens fall."""
     guidance: float | None = None
     """Scale s of classifier-free guidance if the rows are pairs of an unconditional and a conditional branch."""
+    call: int = 0
+    """Which of a step's calls it is: those of different kinds have different side arguments, and are never collated."""
+    video_tokens: int | None = None
+    """Tokens of the clip, which stand last of the video's: Framepack has its history before them. None is all."""
 
 
 def collate(samples: list[BlockSample]) -> BlockSample:
@@ -37,18 +41,18 @@ def collate(samples: list[BlockSample]) -> BlockSample:
     first = samples[0]
     batch = first.target.shape[0]
 
-    def join(values: list[Any]) -> Any:
+    def join(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(map(join, zip(*values, strict=True)))
         batched = isinstance(values[0], Tensor) and values[0].ndim > 0 and values[0].shape[0] == batch
-        return torch.cat(values) if batched else values[0]
+        return torch.cat(tuple(values)) if batched else values[0]
 
-    return BlockSample(
-        {name: join([sample.states[name] for sample in samples]) for name in first.states},
-        {name: join([sample.sides[name] for sample in samples]) for name in first.sides},
-        join([sample.target for sample in samples]),
-        None if first.weights is None else join([sample.weights for sample in samples]),
-        first.progress,
-        first.frames,
-        first.guidance,
+    return replace(
+        first,
+        states={name: join([sample.states[name] for sample in samples]) for name in first.states},
+        sides={name: join([sample.sides[name] for sample in samples]) for name in first.sides},
+        target=join([sample.target for sample in samples]),
+        weights=None if first.weights is None else join([sample.weights for sample in samples]),
     )
 
 
@@ -57,6 +61,8 @@ def rows_of(sample: BlockSample, rows: slice) -> BlockSample:
     batch = sample.target.shape[0]
 
     def cut(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(cut, value))
         return value[rows] if isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == batch else value
 
     return replace(
@@ -106,6 +112,10 @@ def guided_error(output: Tensor, sample: BlockSample) -> Tensor:
     return combined.mean() / sample.target.float().square().sum(-1).mean()
 
 
+def _clip(video: slice, tokens: int | None) -> slice:
+    return video if tokens is None else slice(max(video.start, video.stop - tokens), video.stop)
+
+
 def block_loss(
     family: Family, states: States, sample: BlockSample, objective: ObjectiveSpec, whole: BlockSample | None = None
 ) -> Tensor:
@@ -123,7 +133,7 @@ def block_loss(
     if partial:
         loss = loss * (sample.target.float().square().sum() / whole.target.float().square().sum())
     if objective.temporal:
-        video = video_slice(family, states)
+        video = _clip(video_slice(family, states), sample.video_tokens)
         error = temporal_error(output[:, video], sample.target[:, video], sample.frames)
         loss = loss + objective.temporal * (error * (len(output) / len(whole.target)) if partial else error)
     return loss

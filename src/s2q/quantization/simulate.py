@@ -102,7 +102,8 @@ def _start_transform(
         def error(candidate: Tensor) -> float:
             return _output_error(linears, scheme, candidate, statistics.rows(), generator)
 
-        scale = initial_scale(scheme.transform, statistics.maxima, progress, weight_max, error)
+        seen = [progress[index] for index in statistics.seen_in]
+        scale = initial_scale(scheme.transform, statistics.maxima, seen, weight_max, error)
     inputs = SharedTransform(columns, scheme, scale, generator).to(device)
     if scheme.act_range == "static" and scheme.act_bits is not None:
         with torch.no_grad():

@@ -43,8 +43,10 @@ def watch_inputs(
 class InputStatistics:
     """Of one shared input over all samples."""
 
+    seen_in: list[int] = field(default_factory=list)
+    """The samples, by number: a perturbed call leaves some linears out."""
     maxima: list[Tensor] = field(default_factory=list)
-    """Largest magnitude of each channel, float32 [K], one a sample."""
+    """Largest magnitude of each channel, float32 [K], one for each of them."""
     tokens: list[Tensor] = field(default_factory=list)
     """Evenly spread tokens, float32 [m, K], one tensor a sample."""
 
@@ -62,6 +64,7 @@ def input_statistics(
 
     def receive(group: Group, linear: nn.Module, x: Tensor, index: int) -> None:
         rows = x.detach().flatten(0, -2).float()
+        found[group].seen_in.append(index)
         found[group].maxima.append(rows.abs().amax(0))
         found[group].tokens.append(rows[:: max(1, len(rows) // share)].clone())
 

@@ -11,16 +11,22 @@ from s2q.models.family import Family
 
 
 @torch.no_grad()
-def received_by_block(model: nn.Module, family: Family, arguments: Mapping[str, Any]) -> list[Tensor]:
+def received_by_block(
+    model: nn.Module, family: Family, arguments: Mapping[str, Any], perturbed: bool = False
+) -> list[Tensor]:
     """What each token receives in the self-attention of each block, in one pass of the float model.
+
+    Args:
+        perturbed: whether the call may pass the attention of some blocks by, where nobody receives anything then.
 
     Returns:
         one float32 [B, S] a block, tokens in the order of self-attention, text included.
     """
     received: dict[int, Tensor] = {}
-    with AttentionTap(model, family, received.__setitem__):
+    with AttentionTap(model, family, received.__setitem__, may_miss=perturbed):
         model(**arguments)
-    return [received[index] for index in range(len(received))]
+    nothing = torch.zeros_like(next(iter(received.values())))
+    return [received.get(index, nothing) for index in range(len(family.blocks(model)))]
 
 
 def token_weights(received: Tensor, lambda_min: float = 0.5, lambda_max: float = 1.0) -> Tensor:

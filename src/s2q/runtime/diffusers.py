@@ -1,4 +1,4 @@
-"""How diffusers learns to load and save s2q checkpoints: two entries in its mappings, made when s2q is imported."""
+"""How diffusers learns to load and save s2q checkpoints: two entries in its mappings, made when this is imported."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -134,3 +134,6 @@ def register() -> None:
     """Enter "s2q" into diffusers' mappings; doing so twice changes nothing."""
     auto.AUTO_QUANTIZER_MAPPING[QUANT_METHOD] = S2QQuantizer
     auto.AUTO_QUANTIZATION_CONFIG_MAPPING[QUANT_METHOD] = S2QConfig
+
+
+register()

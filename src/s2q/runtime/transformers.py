@@ -1,4 +1,4 @@
-"""How transformers learns to load and save text encoders that s2q quantized: registered when s2q is imported."""
+"""How transformers learns to load and save text encoders that s2q quantized: registered when this is imported."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from s2q.runtime.loading import (
     some,
     swap_linears,
 )
-from s2q.shards import Notes, read_notes, tensor_places
+from s2q.shards import Notes, check_together, read_notes, tensor_places
 
 
 class S2QTextConfig(SpecConfig, QuantizationConfigMixin):
@@ -72,6 +72,7 @@ class S2QTextQuantizer(HfQuantizer):
 
     def _check_files(self, model: nn.Module, files: list[Path]) -> None:
         """All that can be known before tensors are cast: names, shapes, and every tensor that is not quantized."""
+        check_together(files, Path(model.config.name_or_path))
         places = tensor_places(files)
         self._notes = read_notes(files[0].parent)
         expected = model.state_dict()
@@ -118,3 +119,6 @@ def register() -> None:
         register_quantization_config(QUANT_METHOD)(S2QTextConfig)
     if QUANT_METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(QUANT_METHOD)(S2QTextQuantizer)
+
+
+register()

@@ -13,6 +13,7 @@ from torch import nn
 
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD
 from s2q.models.folder import PipelineError
+from s2q.shards import TEXT_INDEX_NAME, TEXT_SINGLE_NAME, weight_places
 from s2q.storage import read_json
 
 PART = "text_encoder"
@@ -136,5 +137,6 @@ def load_text_encoders(
             raise PipelineError(f"{folder} is a {name} for {part}, the text encoders of the pipeline are: {wanted}")
         if part in loaded:
             raise PipelineError(f"{folder} is a second {part}: give one")
+        weight_places(folder, TEXT_SINGLE_NAME, TEXT_INDEX_NAME)  # transformers takes an index at its word
         loaded[part] = getattr(transformers, name).from_pretrained(folder, dtype=dtype).to(device)
     return loaded
