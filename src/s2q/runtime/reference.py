@@ -4,7 +4,8 @@
     a = clamp(round(x̂ / Δ_a) + z_a)              int8, Δ_a and z_a of each token (and group of channels)
     y = Σ_g (Σ_{k∈g} (a_k − z_a)(w_k − z_w)) · Δ_a · Δ_w + low-rank branch + bias
 
-The inner sum is exact, in int32; groups are added in order, in float32. Symmetric grids have z = 0.
+The inner sum is exact, in int32; groups are added in order, in float32. Symmetric grids have z = 0. A weight without groups
+has one Δ_w for all of them, which the sum over groups is multiplied by.
 
 Notation: M rows (tokens), K in-features, N out-features, G groups of K/G channels, r rank.
 """
@@ -141,9 +142,11 @@ def scaled_product(inputs: QuantizedInput, weight: CodedWeight, product: Product
             total = total - a.sum(1, keepdim=True, dtype=torch.int32) * zero_w
             if zero_a is not None:
                 total = total + a.shape[1] * zero_a * zero_w
-        part = total.float().mul_(inputs.scale[:, own]).mul_(weight.scale[:, column].mT)
+        part = total.float().mul_(inputs.scale[:, own])
+        if weight.scale.shape[1] > 1:
+            part = part.mul_(weight.scale[:, column].mT)
         y = part if y is None else y.add_(part)
-    return y
+    return y if weight.scale.shape[1] > 1 else y.mul_(weight.scale.mT)
 
 
 def low_rank_input(inputs: QuantizedInput, low_rank: LowRank) -> Tensor:

@@ -135,16 +135,18 @@ INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t r
 }
 
 #if LANES == 16
-/* `round_line` and `into_tile` at once, for an eightfold number of columns: returns the sum of the codes.
+/* `round_line` and `into_tile` at once, for an eightfold number of columns, `flip` in all codes flipped: returns the sum of
+ * the codes.
  *
  * A quotient below 400 and its dividend times the reciprocal differ by less than 1e-4, so they round to the same whole number
  * unless they lie that close to a half; only there, and where the reciprocal is not normal, is divided. Larger ones are clamped. */
-static int32_t round_into_tile(const float *part, int64_t size, rounding how, int8_t *to, int64_t rows) {
+static int32_t round_into_tile(const float *part, int64_t size, rounding how, int8_t flip, int8_t *to, int64_t rows) {
     const __m512 step = _mm512_set1_ps(how.step), offset = _mm512_set1_ps(how.offset), taken = _mm512_set1_ps(how.taken);
     const __m512 smallest = _mm512_set1_ps(how.smallest), largest = _mm512_set1_ps(how.largest);
     const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
     const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.4999f);
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    const __m128i flipped = _mm_set1_epi8(flip);
     const int64_t jump = 4 * rows;
     __m512i sum = _mm512_setzero_si512();
     for (int64_t k = 0; k < size; k += LANES) {
@@ -157,7 +159,7 @@ static int32_t round_into_tile(const float *part, int64_t size, rounding how, in
         whole = _mm512_min_ps(_mm512_max_ps(_mm512_add_ps(whole, offset), smallest), largest);
         const __m512i codes = _mm512_cvttps_epi32(_mm512_sub_ps(whole, taken));
         sum = _mm512_mask_add_epi32(sum, own, sum, codes);
-        const __m128i four = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(codes), order);
+        const __m128i four = _mm_shuffle_epi8(_mm_xor_si128(_mm512_cvtepi32_epi8(codes), flipped), order);
         const int32_t words[4] = {_mm_extract_epi32(four, 0), _mm_extract_epi32(four, 1), _mm_extract_epi32(four, 2),
                                   _mm_extract_epi32(four, 3)};
         memcpy(to, &words[0], 4);
@@ -176,7 +178,8 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
     const int64_t columns = task->columns, groups = task->groups, parts = task->parts;
     const int64_t size = columns / groups, length = columns / parts, wide = padded(length), each = parts / groups;
     /* Codes of up to seven bits fit int8 without their zero point too. */
-    const int without = task->layout == TILES && task->bits < 8;
+    const int shift = task->layout == SHIFTED, tiled = shift || task->layout == TILES, without = tiled && task->bits < 8;
+    const int8_t flip = shift ? -128 : 0;
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
     const float *row = own->row;
     if (task->dtype == FLOAT32 && !task->channel && !task->left)
@@ -195,7 +198,7 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
         how.step = task->scale[m * groups + g];
         how.offset = task->zero ? task->zero[m * groups + g] : 0.0f;
         if (without) how.taken = how.offset;
-        if (task->layout != TILES) {
+        if (!tiled) {
             round_line(row + g * size, size, how, own->line + g * size);
             continue;
         }
@@ -205,17 +208,20 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
             int32_t sum = 0;
 #if LANES == 16
             if (wide == length) {
-                sum = round_into_tile(part, length, how, to, rows);
+                sum = round_into_tile(part, length, how, flip, to, rows);
             } else
 #endif
             {
                 round_line(part, length, how, own->line);
-                for (int64_t k = 0; k < length; k++) sum += own->line[k];
+                for (int64_t k = 0; k < length; k++) {
+                    sum += own->line[k];
+                    own->line[k] ^= flip;
+                }
                 memset(own->line + length, 0, wide - length);
                 into_tile(own->line, wide, to, rows);
             }
             if (!without) sum -= (int32_t)length * (int32_t)how.offset;
-            task->sums[m * parts + p] = sum;
+            if (!shift) task->sums[m * parts + p] = sum;
         }
     }
 }
@@ -243,11 +249,12 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
 /* Tiles [first, last) of the rows, whatever the layout. Returns 0, or 1 if there is no memory. */
 int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t last) {
     const int64_t columns = task->columns, wide = padded(columns / task->parts), half = columns / 2;
+    const int64_t high = task->layout == SHIFTED ? SHIFTED_TILE : TILE;
     workspace own;
     void *whole;
     if (prepare(task, &own, &whole)) return 1;
     for (int64_t t = first; t < last; t++) {
-        const int64_t start = tile_start(task->rows, t), rows = tile_start(task->rows, t + 1) - start;
+        const int64_t start = tile_start(task->rows, high, t), rows = tile_start(task->rows, high, t + 1) - start;
         int8_t *tile = task->codes + start * task->parts * wide;
         for (int64_t r = 0; r < rows; r++) {
             quantize_row(task, &own, start + r, tile, rows, r);
