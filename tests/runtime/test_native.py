@@ -116,6 +116,25 @@ def test_rows_are_transformed_as_defined_and_none_depends_on_its_neighbours(
 @needs_native
 @many
 @given(
+    count=st.integers(1, 9),
+    shape=st.sampled_from([(3, 1), (6, 2), (12, 4), (40, 8), (160, 32), (192, 64), (256, 128), (640, 128), (512, 512)]),
+    kind=st.sampled_from(["normal", "zeros", "outlier", "denormal", "huge"]),
+    channel=st.booleans(),
+    dtype=kinds,
+    seed=st.integers(0, 9999),
+)
+def test_hadamard_blocks_are_the_definitions_bit_for_bit(each_set, count, shape, kind, channel, dtype, seed) -> None:
+    columns, block = shape
+    x = rows((count, columns), kind, dtype, seed)
+    scale = torch.randn(columns, generator=torch.Generator().manual_seed(seed)) if channel else None
+    transform = InputTransform(scale, hadamard=block)
+    made = NATIVE.quantize_input(x, transform, asked(x, ActFormat(6), hadamard=block, low_rank=1))
+    assert torch.equal(made.values, reference.transform_input(x, transform))
+
+
+@needs_native
+@many
+@given(
     weight_bits=st.sampled_from([2, 3, 4, 4, 4, 5, 8]),
     act_bits=st.sampled_from([4, 6, 7, 8]),
     count=st.sampled_from([1, 5, 8, 9, 15, 33]),

@@ -9,7 +9,7 @@ from torch import Tensor
 from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, SHIFTED, SHIFTED_TILE, TILE, TILES, address
+from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, SHIFTED, SHIFTED_TILE, TEN, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
@@ -91,11 +91,11 @@ def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: in
     known = notes.get(layout)
     if known is None:
         (bits, _, groups), (n1, n2) = problem.acts, problem.kronecker or (0, 0)
-        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, bits, layout)
-        known = notes[layout] = NINE.pack(*sizes)
+        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, problem.hadamard)
+        known = notes[layout] = TEN.pack(*sizes, bits, layout)
     # Kept in names until the call is over: the task holds addresses.
-    x, transform = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform]
-    given = [0 if t is None else t.data_ptr() for t in transform]
+    x, tensors = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform.tensors()]
+    given = [0 if t is None else t.data_ptr() for t in tensors]
     tiles = plan.tiles if layout == plan.layout else -(-problem.rows // TILE)
     library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), tiles, plan.quantize_work)
 

@@ -1,10 +1,11 @@
-/* Tokens to codes, a row at a time: channel scale, Kronecker transform, grid, rounding, and the order the product wants.
+/* Tokens to codes, a row at a time: channel scale, Kronecker or Hadamard transform, grid, rounding, and the order the product wants.
  *
  * Plain C with a C interface and no headers of torch. Codes, step sizes and zero points are the bits of s2q/runtime/reference.py
  * for the same transformed tokens: the same operations in the same order, each rounded (compile with -ffp-contract=off),
- * halves to even. The transform's sums are taken in order of the columns, fused where the set can, so a row's result depends on
+ * halves to even. The Kronecker transform's sums are taken in order of the columns, fused where the set can, so a row's result depends on
  * that row alone; torch's may differ in the last bits. The build compiles this file once for each instruction set, SET.
  */
+#include "hadamard.h"
 #include "kronecker.h"
 #include "lanes.h"
 #include "tasks.h"
@@ -182,11 +183,12 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
     const int8_t flip = shift ? -128 : 0;
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
     const float *row = own->row;
-    if (task->dtype == FLOAT32 && !task->channel && !task->left)
+    if (task->dtype == FLOAT32 && !task->channel && !task->left && !task->block)
         row = (const float *)task->x + m * columns;
     else
         load(own->row, task->x, m * columns, columns, task->dtype, task->channel);
     if (task->left) transform(task, own);
+    if (task->block) hadamard_blocks(own->row, columns, task->block);
     if (task->values) memcpy(task->values + m * columns, row, columns * sizeof(float));
     /* Grids of all groups first: they do not wait for each other, as rounding waits for its grid. */
     for (int64_t g = 0; g < groups; g++) {

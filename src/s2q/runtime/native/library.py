@@ -35,7 +35,7 @@ _SIGNATURES = {
     "s2q_use": ((ctypes.c_char_p,), _INT),
 }
 # Fields of tasks.h, all of 64 bits: first what the problem says, then what the tensors say.
-NINE, ELEVEN = struct.Struct("=9q"), struct.Struct("=11q")
+NINE, TEN, ELEVEN = (struct.Struct(f"={count}q") for count in (9, 10, 11))
 
 
 @cache

@@ -11,6 +11,7 @@ typedef struct {
     int64_t groups;       /* G */
     int64_t parts;        /* P, a multiple of G */
     int64_t n1, n2;       /* of the Kronecker transform, or 0 */
+    int64_t block;        /* of the Hadamard transform, or 0 */
     int64_t bits;
     int64_t layout;
     const void *x;        /* [M, K] */
