@@ -1,4 +1,4 @@
-/* Tokens to codes, a row at a time: channel scale, Kronecker or Hadamard transform, grid, rounding, and the order the product wants.
+/* Tokens to codes, some rows at a time: channel scale, Kronecker or Hadamard transform, grid, rounding, and the order the product wants.
  *
  * Plain C with a C interface and no headers of torch. Codes, step sizes and zero points are the bits of s2q/runtime/reference.py
  * for the same transformed tokens: the same operations in the same order, each rounded (compile with -ffp-contract=off),
@@ -11,11 +11,15 @@
 #include "rounding.h"
 #include "tasks.h"
 
+/* Floats of the rows that are taken together, so that none waits for its grid: a quarter of the first-level cache. */
+enum { TOGETHER = 1 << 13 };
+
 typedef struct {
-    float *row, *folded, *middle, *right; /* [K]; [n1, width] twice, [n2, width] */
-    float *low, *high, *odd, *step, *offset; /* [G] */
-    int8_t *line;                         /* codes of as many rows as a tile has, [K] each, or those of one part */
-    int64_t width, stride;                /* of a row in the transform, of a line */
+    const float *rows[TILE];                 /* those taken together, [K] each, most of them in `memory` */
+    float *memory, *folded, *middle, *right; /* [together, height]; [n1, width] twice, [n2, width] */
+    float *low, *high, *odd, *step, *offset; /* [together, G] */
+    int8_t *line;                            /* codes of as many rows as a tile has, [K] each, or those of one part */
+    int64_t together, height, width, stride; /* rows taken together; floats of one, of one in the transform; bytes of a line */
 } workspace;
 
 INLINE void load(float *row, const void *x, int64_t at, int64_t columns, int64_t dtype, const float *channel) {
@@ -40,65 +44,72 @@ INLINE void load(float *row, const void *x, int64_t at, int64_t columns, int64_t
 }
 
 /* P1ᵀ V P2 of the row V [n1, n2], in place: its rows stand `width` apart while they are multiplied. */
-static void transform(const quantize_task *task, workspace *own) {
+static void transform(const quantize_task *task, workspace *own, float *row) {
     const int64_t n1 = task->n1, n2 = task->n2, width = own->width;
-    float *folded = width == n2 ? own->row : own->folded;
+    float *folded = width == n2 ? row : own->folded;
     if (width != n2)
-        for (int64_t i = 0; i < n1; i++) memcpy(folded + i * width, own->row + i * n2, n2 * sizeof(float));
+        for (int64_t i = 0; i < n1; i++) memcpy(folded + i * width, row + i * n2, n2 * sizeof(float));
     product(folded, width, 1, own->right, own->middle, n1, n2, width);
     product(task->left, 1, n1, own->middle, folded, n1, n1, width);
     if (width != n2)
-        for (int64_t i = 0; i < n1; i++) memcpy(own->row + i * n2, folded + i * width, n2 * sizeof(float));
+        for (int64_t i = 0; i < n1; i++) memcpy(row + i * n2, folded + i * width, n2 * sizeof(float));
 }
 
-/* Grids of all groups at once: they do not wait for each other, as rounding waits for its grid. */
-static void all_grids(const quantize_task *task, workspace *own, const float *row) {
-    const int64_t groups = task->groups, size = task->columns / groups;
-    const float largest = (float)((1 << (task->bits - 1)) - 1), smallest = -(float)(1 << (task->bits - 1));
-    const float clip = task->clip ? *task->clip : 1.0f;
+/* Row m, channel scale and transform done, in own->rows[r], or as it came where there is neither; and its groups' ranges. */
+static void take_row(const quantize_task *task, workspace *own, int64_t m, int64_t r) {
+    const int64_t columns = task->columns, groups = task->groups, size = columns / groups;
+    const int64_t bytes = columns * (task->dtype == FLOAT32 ? 4 : 2);
+    float *row = own->memory + r * own->height, *low = own->low + r * groups, *high = own->high + r * groups;
+    own->rows[r] = row;
+    if (task->dtype == FLOAT32 && !task->channel && !task->left && !task->block)
+        own->rows[r] = (const float *)task->x + m * columns;
+    else
+        load(row, task->x, m * columns, columns, task->dtype, task->channel);
+    /* The next row comes while this one is at work. */
+    if (m + 1 < task->rows)
+        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)task->x + (m + 1) * bytes + at);
+    if (task->left) transform(task, own, row);
+    if (task->block) hadamard_blocks(row, columns, task->block);
+    if (task->values) memcpy(task->values + m * columns, own->rows[r], columns * sizeof(float));
     for (int64_t g = 0; g < groups; g++) {
-        const float *part = task->range ? task->range : row + g * size;
+        const float *part = task->range ? task->range : own->rows[r] + g * size;
         const int64_t count = task->range ? 2 : size;
         int odd;
         if (task->zero)
-            range_of(part, count, 0, own->low + g, own->high + g, &odd);
+            range_of(part, count, 0, low + g, high + g, &odd);
         else
-            range_of(part, count, 1, own->low + g, own->high + g, &odd);
-        own->odd[g] = odd ? NAN : 0.0f;
+            range_of(part, count, 1, low + g, high + g, &odd);
+        own->odd[r * groups + g] = odd ? NAN : 0.0f;
     }
+}
+
+/* Step sizes and zero points of the rows m … m + count − 1, which are taken. */
+static void take_grids(const quantize_task *task, workspace *own, int64_t m, int64_t count) {
+    const int64_t groups = count * task->groups, at = m * task->groups;
+    const float largest = (float)((1 << (task->bits - 1)) - 1), smallest = -(float)(1 << (task->bits - 1));
+    const float clip = task->clip ? *task->clip : 1.0f;
     if (task->zero)
         grids(groups, 0, largest, smallest, clip, own->low, own->high, own->odd, own->step, own->offset);
     else
         grids(groups, 1, largest, smallest, clip, own->low, own->high, own->odd, own->step, own->offset);
+    memcpy(task->scale + at, own->step, groups * sizeof(float));
+    if (task->zero) memcpy(task->zero + at, own->offset, groups * sizeof(float));
 }
 
-/* Row m, which is row r of a tile of `rows` rows that starts at `tile`. Its codes are left in line r, in the order of tiles, or
- * in line 0 in their own, or go into the tile at once. */
-static void quantize_row(const quantize_task *task, workspace *own, int64_t m, int8_t *tile, int64_t rows, int64_t r) {
+/* Row m, which is row r of those taken, and row `place` of a tile of `rows` rows that starts at `tile`. Its codes are left in line
+ * `place`, in the order of tiles, or in line 0 in their own, or go into the tile at once. */
+static void round_row(const quantize_task *task, workspace *own, int64_t m, int64_t r, int8_t *tile, int64_t rows,
+                      int64_t place) {
     const int64_t columns = task->columns, groups = task->groups, parts = task->parts;
     const int64_t size = columns / groups, length = columns / parts, wide = padded(length), each = parts / groups;
     /* Codes of up to seven bits fit int8 without their zero point too. */
     const int shift = task->layout == SHIFTED, tiled = shift || task->layout == TILES, without = tiled && task->bits < 8;
     const int8_t flip = shift ? -128 : 0;
-    const int64_t bytes = columns * (task->dtype == FLOAT32 ? 4 : 2);
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
-    const float *row = own->row;
-    if (task->dtype == FLOAT32 && !task->channel && !task->left && !task->block)
-        row = (const float *)task->x + m * columns;
-    else
-        load(own->row, task->x, m * columns, columns, task->dtype, task->channel);
-    /* The next row comes while this one is at work. */
-    if (m + 1 < task->rows)
-        for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)task->x + (m + 1) * bytes + at);
-    if (task->left) transform(task, own);
-    if (task->block) hadamard_blocks(own->row, columns, task->block);
-    if (task->values) memcpy(task->values + m * columns, row, columns * sizeof(float));
-    all_grids(task, own, row);
-    memcpy(task->scale + m * groups, own->step, groups * sizeof(float));
-    if (task->zero) memcpy(task->zero + m * groups, own->offset, groups * sizeof(float));
+    const float *row = own->rows[r];
     for (int64_t g = 0; g < groups; g++) {
-        how.step = own->step[g];
-        how.offset = task->zero ? own->offset[g] : 0.0f;
+        how.step = own->step[r * groups + g];
+        how.offset = task->zero ? own->offset[r * groups + g] : 0.0f;
         if (without) how.taken = how.offset;
         if (!tiled) {
             round_line(row + g * size, size, how, own->line + g * size);
@@ -109,7 +120,7 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
             int32_t sum = 0;
 #if LANES == 16
             if (wide == length) {
-                int8_t *line = own->line + r * own->stride + p * length;
+                int8_t *line = own->line + place * own->stride + p * length;
                 sum = shift ? round_eights(part, length, how, flip, 0, line) : round_eights(part, length, how, 0, 1, line);
             } else
 #endif
@@ -120,7 +131,7 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
                     own->line[k] ^= flip;
                 }
                 memset(own->line + length, 0, wide - length);
-                into_tile(own->line, wide, tile + p * wide * rows + 4 * r, rows);
+                into_tile(own->line, wide, tile + p * wide * rows + 4 * place, rows);
             }
             if (!without) sum -= (int32_t)length * (int32_t)how.offset;
             if (!shift) task->sums[m * parts + p] = sum;
@@ -131,14 +142,17 @@ static void quantize_row(const quantize_task *task, workspace *own, int64_t m, i
 static int prepare(const quantize_task *task, workspace *own, void **whole) {
     const int64_t columns = task->columns, n1 = task->n1, n2 = task->n2;
     const int64_t width = (n2 + LANES - 1) / LANES * LANES, fold = task->left ? n1 * width : 0;
-    const int64_t row = (columns + 15) & ~(int64_t)15, groups = (task->groups + 15) & ~(int64_t)15;
+    const int64_t row = (columns + 15) & ~(int64_t)15;
+    own->together = columns <= TOGETHER / TILE ? TILE : 1;
+    own->height = row;
+    const int64_t groups = (own->together * task->groups + 15) & ~(int64_t)15, rows = own->together * row;
     own->stride = (columns + 15 + 63) & ~(int64_t)63;
     const size_t size =
-        (row + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + TILE * own->stride;
-    own->row = aligned_memory(size, whole);
-    if (!own->row) return 1;
+        (rows + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + TILE * own->stride;
+    own->memory = aligned_memory(size, whole);
+    if (!own->memory) return 1;
     own->width = width;
-    own->folded = own->row + row;
+    own->folded = own->memory + rows;
     own->middle = own->folded + fold;
     own->right = own->middle + fold;
     own->low = own->right + (task->left ? n2 * width : 0);
@@ -166,7 +180,13 @@ int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t l
         const int64_t start = tile_start(task->rows, high, t), rows = tile_start(task->rows, high, t + 1) - start;
         int8_t *tile = task->codes + start * task->parts * wide;
         for (int64_t r = 0; r < rows; r++) {
-            quantize_row(task, &own, start + r, tile, rows, r);
+            const int64_t before = r % own.together;
+            if (before == 0) {
+                const int64_t count = rows - r < own.together ? rows - r : own.together;
+                for (int64_t i = 0; i < count; i++) take_row(task, &own, start + r + i, i);
+                take_grids(task, &own, start + r, count);
+            }
+            round_row(task, &own, start + r, before, tile, rows, r);
             int8_t *to = task->codes + (start + r) * columns;
             if (task->layout == NATURAL) memcpy(to, own.line, columns);
             if (task->layout == HALVES)

@@ -133,7 +133,10 @@ INLINE int32_t round_eights(const float *part, int64_t size, rounding how, int8_
     }
     for (; k < size; k += LANES) {
         const __mmask16 own = first_lanes(size - k);
-        const __m512 whole = _mm512_roundscale_ps(_mm512_div_ps(_mm512_maskz_loadu_ps(own, part + k), step), 8);
+        const __m512 x = _mm512_maskz_loadu_ps(own, part + k), ratio = _mm512_mul_ps(x, reciprocal);
+        __m512 whole = _mm512_roundscale_ps(ratio, 8);
+        if (_mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole)), half, _CMP_NLE_UQ))
+            whole = _mm512_roundscale_ps(_mm512_div_ps(x, step), 8);
         const __m512i codes = codes_of(whole, more, smallest, largest);
         if (summed) sum = _mm512_mask_add_epi32(sum, own, sum, codes);
         _mm_storeu_si128((__m128i *)(line + k), in_eights(codes, flipped));
