@@ -210,7 +210,7 @@ static void take_panel(const multiply_task *task, int64_t first, int64_t outputs
             own->offset[g * PANEL + i] = own->shifted ? offset * 0x01010101 : offset;
         }
     for (int64_t i = 0; i < PANEL; i++) {
-        float value = 0.0f;
+        float value = -0.0f; /* which changes nothing */
         if (task->bias && i < outputs)
             value = task->bias_dtype == FLOAT32 ? ((const float *)task->bias)[first + i]
                                                 : widened(((const uint16_t *)task->bias)[first + i]);

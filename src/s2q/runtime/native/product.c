@@ -10,7 +10,7 @@
  * For groups of 4-bit weights, one integer operation more for each output and group would be felt: there u − v, which fits
  * int8, is made as the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
  */
-#include "panel.h"
+#include "finish.h"
 
 /* Rows of a tile whose sums stay in registers. */
 #if LANES == 16
@@ -23,52 +23,10 @@ enum { ROWS = 1 };
 /* Bytes of codes that panels pass over before the next ones are taken, and the fewest rows of such a block. */
 enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
 
-INLINE void put_shorts(uint16_t *to, floats value) {
-    words bits;
-    memcpy(&bits, &value, sizeof bits);
-    const words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, odd = (words)(value != value);
-    const shorts narrow = __builtin_convertvector((rounded & ~odd) | (odd & 0x7fc0u), shorts);
-    memcpy(to, &narrow, sizeof narrow);
-}
-
-/* Vector v of the panel's part of a row, of which `outputs` values are wanted, to position `at` of the output. */
-INLINE void finish(const multiply_task *task, const panel *own, floats y, int v, int64_t at, int64_t outputs) {
-    const int64_t left = outputs - v * LANES, count = left < LANES ? left : LANES, to = at + v * LANES;
-    float wide[LANES];
-    uint16_t narrow[LANES];
-    if (task->branch) {
-        memcpy(wide, task->branch + to, count * sizeof(float));
-        y += floats_at(wide);
-    }
-    if (task->bias) y += floats_at(own->bias + v * LANES);
-    if (task->dtype == FLOAT32) {
-        float *out = (float *)task->out + to;
-        put_floats(count == LANES ? out : wide, y);
-        if (count < LANES) memcpy(out, wide, count * sizeof(float));
-    } else {
-        uint16_t *out = (uint16_t *)task->out + to;
-        put_shorts(count == LANES ? out : narrow, y);
-        if (count < LANES) memcpy(out, narrow, count * sizeof(uint16_t));
-    }
-}
-
-/* Sums over the parts, [rows][PANEL], to the output. */
-INLINE void finish_rows(const int rows, const multiply_task *task, const panel *own, const float *y, int64_t first,
-                        int64_t output, int64_t outputs) {
-    UNROLL
-    for (int r = 0; r < rows; r++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            floats total = floats_at(y + r * PANEL + v * LANES);
-            if (!own->scales_in_groups) total *= floats_at(own->scale + v * LANES);
-            if (v * LANES < outputs) finish(task, own, total, v, (first + r) * task->outputs + output, outputs);
-        }
-}
-
 /* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
- * `single` says that there is one part. */
-INLINE void multiply_rows(const int rows, const int nibbles, const int single, const multiply_task *task,
-                          const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
+ * `single` says that there is one part, `zeros` that `zero` may be there. */
+INLINE void multiply_rows(const int rows, const int nibbles, const int single, const int zeros,
+                          const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
                           int64_t outputs) {
     float y[ROWS][PANEL];
     const uint8_t *weights = own->weights;
@@ -87,15 +45,15 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
         for (int64_t e = 0; e < own->eights; e++) {
             UNROLL
             for (int half = 0; half < 2; half++) {
+                ints u[VECTORS];
                 UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    const ints u = weights_at(weights, half, v, nibbles);
+                for (int v = 0; v < VECTORS; v++) u[v] = weights_at(weights, half, v, nibbles);
+                UNROLL
+                for (int r = 0; r < rows; r++) {
+                    int32_t four;
+                    memcpy(&four, codes + 4 * r, 4);
                     UNROLL
-                    for (int r = 0; r < rows; r++) {
-                        int32_t four;
-                        memcpy(&four, codes + 4 * r, 4);
-                        sums[r][v] = dot(sums[r][v], u, all_ints(four), nibbles);
-                    }
+                    for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], u[v], all_ints(four), nibbles);
                 }
                 codes += step;
             }
@@ -112,19 +70,19 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
             UNROLL
             for (int v = 0; v < VECTORS; v++) {
                 ints total = sums[r][v] - ints_at(offset + v * LANES) * sum;
-                if (task->zero)
+                if (zeros && task->zero)
                     total -= ints_at(own->sums + p * PANEL + v * LANES) *
                              all_ints((int32_t)task->zero[m * task->groups + at]);
                 floats part = __builtin_convertvector(total, floats) * delta;
                 if (single || own->scales_in_groups) part *= floats_at(scale + v * LANES);
-                if (!single)
-                    put_floats(&y[r][v * LANES], floats_at(&y[r][v * LANES]) + part);
-                else if (v * LANES < outputs)
-                    finish(task, own, part, v, m * task->outputs + output, outputs);
+                put_floats(&y[r][v * LANES], single ? part : floats_at(&y[r][v * LANES]) + part);
             }
         }
     }
-    if (!single) finish_rows(rows, task, own, &y[0][0], first, output, outputs);
+    if (single || own->scales_in_groups)
+        finish_rows(rows, 1, task, own, &y[0][0], first, output, outputs);
+    else
+        finish_rows(rows, 0, task, own, &y[0][0], first, output, outputs);
 }
 
 /* The same of nibbles in several parts, codes SHIFTED. `general` is not set where neither `zero` nor scales of groups are. */
@@ -180,7 +138,10 @@ INLINE void multiply_groups(const int rows, const int general, const multiply_ta
         offset += offset_jump;
         scale += weight_jump;
     }
-    finish_rows(rows, task, own, y, first, output, outputs);
+    if (general && weight_jump)
+        finish_rows(rows, 1, task, own, y, first, output, outputs);
+    else
+        finish_rows(rows, 0, task, own, y, first, output, outputs);
 }
 
 #define ARGUMENTS task, own, codes, high, first, output, outputs
@@ -193,10 +154,12 @@ INLINE void multiply_groups(const int rows, const int general, const multiply_ta
         break;
 #define CASE(rows)                                    \
     case rows:                                        \
-        if (own->nibbles)                             \
-            multiply_rows(rows, 1, 1, ARGUMENTS);     \
+        if (!own->nibbles)                            \
+            multiply_rows(rows, 0, 0, 1, ARGUMENTS);  \
+        else if (task->zero)                          \
+            multiply_rows(rows, 1, 1, 1, ARGUMENTS);  \
         else                                          \
-            multiply_rows(rows, 0, 0, ARGUMENTS);     \
+            multiply_rows(rows, 1, 1, 0, ARGUMENTS);  \
         break;
 
 static void multiply_tile(const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first,
