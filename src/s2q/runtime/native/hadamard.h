@@ -58,30 +58,33 @@ INLINE void mix_held(float *row, const int count, floats factor) {
     for (int i = 0; i < count; i++) put_floats(row + i * LANES, x[i] * factor);
 }
 
-/* All blocks of a row, in place. */
+/* One block, in place. */
+INLINE void mix(float *part, int64_t block, float factor) {
+    int64_t step = 1;
+#if LANES > 4
+    /* What follows the stages in registers does not want the factor yet. */
+    const floats last = all_floats(block <= HELD * LANES ? factor : 1.0f);
+    if (block == LANES) mix_held(part, 1, last);
+    if (block == 2 * LANES) mix_held(part, 2, last);
+    if (block == 4 * LANES) mix_held(part, 4, last);
+    for (int64_t k = 0; block >= HELD * LANES && k < block; k += HELD * LANES) mix_held(part + k, HELD, last);
+    if (block >= LANES && block <= HELD * LANES) return;
+    if (block > HELD * LANES) step = HELD * LANES;
+#endif
+    for (; step < block; step *= 2)
+        for (int64_t k = 0; k < block; k += 2 * step)
+            for (int64_t i = k; i < k + step; i++) {
+                const float one = part[i], other = part[i + step];
+                part[i] = one + other;
+                part[i + step] = one - other;
+            }
+    for (int64_t k = 0; k < block; k++) part[k] *= factor;
+}
+
+/* All blocks of `columns` values, in place. */
 static void hadamard_blocks(float *row, int64_t columns, int64_t block) {
     const float factor = (float)(1.0 / sqrt((double)block));
-    for (float *part = row; part < row + columns; part += block) {
-        int64_t step = 1;
-#if LANES > 4
-        /* What follows the stages in registers does not want the factor yet. */
-        const floats last = all_floats(block <= HELD * LANES ? factor : 1.0f);
-        if (block == LANES) mix_held(part, 1, last);
-        if (block == 2 * LANES) mix_held(part, 2, last);
-        if (block == 4 * LANES) mix_held(part, 4, last);
-        for (int64_t k = 0; block >= HELD * LANES && k < block; k += HELD * LANES) mix_held(part + k, HELD, last);
-        if (block >= LANES && block <= HELD * LANES) continue;
-        if (block > HELD * LANES) step = HELD * LANES;
-#endif
-        for (; step < block; step *= 2)
-            for (int64_t k = 0; k < block; k += 2 * step)
-                for (int64_t i = k; i < k + step; i++) {
-                    const float one = part[i], other = part[i + step];
-                    part[i] = one + other;
-                    part[i + step] = one - other;
-                }
-        for (int64_t k = 0; k < block; k++) part[k] *= factor;
-    }
+    for (int64_t k = 0; k < columns; k += block) mix(row + k, block, factor);
 }
 
 #endif

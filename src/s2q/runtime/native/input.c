@@ -13,6 +13,8 @@
 
 /* Floats of the rows that are taken together, so that none waits for its grid: a quarter of the first-level cache. */
 enum { TOGETHER = 1 << 13 };
+/* Values that are loaded before their Hadamard blocks are made, a power of two. */
+enum { CHUNK = 512 };
 
 typedef struct {
     const float *rows[TILE];                 /* those taken together, [K] each, most of them in `memory` */
@@ -63,13 +65,19 @@ static void take_row(const quantize_task *task, workspace *own, int64_t m, int64
     own->rows[r] = row;
     if (task->dtype == FLOAT32 && !task->channel && !task->left && !task->block)
         own->rows[r] = (const float *)task->x + m * columns;
+    else if (task->block) /* some blocks at a time, while they are in the first-level cache */
+        for (int64_t k = 0, count; k < columns; k += count) {
+            count = task->block > CHUNK ? task->block : CHUNK;
+            count = columns - k < count ? columns - k : count;
+            load(row + k, task->x, m * columns + k, count, task->dtype, task->channel ? task->channel + k : NULL);
+            hadamard_blocks(row + k, count, task->block);
+        }
     else
         load(row, task->x, m * columns, columns, task->dtype, task->channel);
     /* The next row comes while this one is at work. */
     if (m + 1 < task->rows)
         for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch((const char *)task->x + (m + 1) * bytes + at);
     if (task->left) transform(task, own, row);
-    if (task->block) hadamard_blocks(row, columns, task->block);
     if (task->values) memcpy(task->values + m * columns, own->rows[r], columns * sizeof(float));
     for (int64_t g = 0; g < groups; g++) {
         const float *part = task->range ? task->range : own->rows[r] + g * size;

@@ -21,9 +21,20 @@ INLINE void range_of(const float *part, int64_t size, const int symmetric, float
         up = _mm512_max_ps(up, symmetric ? _mm512_abs_ps(x) : x);
         if (!symmetric) down = _mm512_min_ps(down, x);
     }
-    *high = _mm512_reduce_max_ps(up);
-    *low = symmetric ? 0.0f : _mm512_reduce_min_ps(down);
     *odd = unordered != 0;
+    if (symmetric) {
+        *high = _mm512_reduce_max_ps(up);
+        *low = 0.0f;
+        return;
+    }
+    /* Both ends at once: the highest values in the lower half, the lowest ones, negated, in the upper. */
+    down = _mm512_xor_ps(down, _mm512_set1_ps(-0.0f));
+    const __m512 halves = _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
+    const __m512 quarters = _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+    const __m512 pairs = _mm512_max_ps(quarters, _mm512_permute_ps(quarters, 0x4e));
+    const __m512 ends = _mm512_max_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    *high = _mm512_cvtss_f32(ends);
+    *low = -_mm_cvtss_f32(_mm512_extractf32x4_ps(ends, 2));
     return;
 #endif
     for (; k < size; k++) {
