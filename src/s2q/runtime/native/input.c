@@ -1,9 +1,10 @@
-/* Tokens to codes, some rows at a time: channel scale, Kronecker or Hadamard transform, grid, rounding, and the order the product wants.
+/* Tokens to codes, some rows at a time: channel scale, Kronecker or Hadamard transform, grid, rounding, and the order the
+ * product wants.
  *
  * Plain C with a C interface and no headers of torch. Codes, step sizes and zero points are the bits of s2q/runtime/reference.py
  * for the same transformed tokens: the same operations in the same order, each rounded (compile with -ffp-contract=off),
- * halves to even. The Kronecker transform's sums are taken in order of the columns, fused where the set can, so a row's result depends on
- * that row alone; torch's may differ in the last bits. The build compiles this file once for each instruction set, SET.
+ * halves to even. The Kronecker transform's sums are taken in order of the columns, fused where the set can, so a row's
+ * result depends on that row alone; torch's may differ in the last bits. The build compiles this file once for each instruction set, SET.
  */
 #include "hadamard.h"
 #include "kronecker.h"
@@ -11,7 +12,7 @@
 #include "rounding.h"
 #include "tasks.h"
 
-/* Floats of the rows that are taken together, so that none waits for its grid: a quarter of the first-level cache. */
+/* Floats of the rows that are taken together, so that none waits for its grid: about a first-level cache. */
 enum { TOGETHER = 1 << 13 };
 /* Values that are loaded before their Hadamard blocks are made, a power of two. */
 enum { CHUNK = 512 };

@@ -26,8 +26,8 @@ enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
 /* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
  * `single` says that there is one part, `zeros` that `zero` may be there. */
 INLINE void multiply_rows(const int rows, const int nibbles, const int single, const int zeros,
-                          const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
-                          int64_t outputs) {
+                          const multiply_task *task, const panel *own, const int8_t *codes, int64_t high,
+                          int64_t first, int64_t output, int64_t outputs) {
     float y[ROWS][PANEL];
     const uint8_t *weights = own->weights;
     const int64_t parts = single ? 1 : task->parts, step = 4 * high;
