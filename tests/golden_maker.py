@@ -1,4 +1,5 @@
-"""How the folders of tests/golden were made: `python tests/golden_maker.py OUT RECIPE BITS`, once a format version.
+"""How the folders of tests/golden were made: `python tests/golden_maker.py OUT RECIPE BITS [FIELD=VALUE …]`, once a
+format version.
 
 Run with the `src` and `tests` of the commit whose format is to be kept on the path. Never run it again for an old version:
 the point of those files is that they are old.
@@ -21,14 +22,14 @@ from s2q.runtime.linear import QuantLinear
 SMALL = {"num_attention_heads": 1, "num_layers": 1, "time_embed_dim": 8}
 
 
-def make(out: Path, recipe: str, bits: str) -> None:
+def make(out: Path, recipe: str, bits: str, *changes: str) -> None:
     """Quantize the smallest transformer, and note its codes and what it answers."""
     whole = tiny.make_transformer
     tiny.make_transformer = lambda **changes: whole(**(SMALL | changes))
     with TemporaryDirectory() as folder:
         pipeline = tiny.make_pipeline(Path(folder) / "pipeline")
         opened = open_pipeline(str(pipeline), **tiny.CALL)
-        quantize(opened, tiny.cheap(recipe, bits), out, prompts=tiny.PROMPTS, work=Path(folder) / "work")
+        quantize(opened, tiny.cheap(recipe, bits, *changes), out, prompts=tiny.PROMPTS, work=Path(folder) / "work")
     model = diffusers.CogVideoXTransformer3DModel.from_pretrained(out).eval()
     with torch.no_grad():
         expected = {"output": model(**tiny.make_inputs(), return_dict=False)[0].contiguous()}

@@ -65,7 +65,7 @@ def test_a_tensor_that_the_scheme_does_not_have_is_wrong_and_no_crash() -> None:
     assert any("input_scale" in line for line in check_linear("x", extra, 3, 10, scheme(targets={"x": ""})))
 
 
-@pytest.mark.parametrize("version", [3, 99])
+@pytest.mark.parametrize("version", [4, 99])
 def test_a_newer_format_says_so_before_anything_else(version: int) -> None:
     with pytest.raises(CheckpointError, match="upgrade s2q"):
         QuantizationSpec.parse({"format_version": version, "nobody": "knows"})

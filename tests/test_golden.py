@@ -56,7 +56,15 @@ def test_the_model_answers_what_it_answered_then(name: str) -> None:
 def test_the_formats_parts_are_all_in_some_checkpoint() -> None:
     """A part of the format that no golden checkpoint has could change its meaning unseen."""
     schemes = [scheme for name in FOLDERS for scheme in open_folder(GOLDEN / name).spec.schemes]
-    for part in ("channel_scale", "kronecker", "input_clip", "low_rank", "group_size", "act_group_size"):
+    for part in (
+        "channel_scale",
+        "kronecker",
+        "hadamard_block",
+        "input_clip",
+        "low_rank",
+        "group_size",
+        "act_group_size",
+    ):
         assert any(getattr(scheme, part) for scheme in schemes), part
     assert any(not scheme.symmetric_weights for scheme in schemes)
     assert any(not scheme.symmetric_acts for scheme in schemes)

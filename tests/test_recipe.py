@@ -166,3 +166,17 @@ def test_an_unknown_key_is_refused_anywhere() -> None:
 def test_a_recipe_cannot_be_changed_behind_ones_back() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         get_recipe("rtn", "W4A6").linear.weight_bits = 8
+
+
+def test_down_rotation_is_that_of_inputs_wider_than_the_output_and_of_no_other() -> None:
+    made = override(get_recipe("s2q_plus", "W4A6"), ["linear.transform.down_rotation=hadamard_blocks"])
+    transform = made.linear.transform
+    assert transform.for_shape(160, 640).rotation == "hadamard_blocks"
+    assert transform.for_shape(160, 160).rotation == transform.for_shape(640, 160).rotation == "kronecker"
+    assert made.modulation.transform.for_shape(160, 640).rotation == "kronecker"
+
+
+def test_what_only_down_projections_learn_is_learned() -> None:
+    fixed = {"channel_scale": False, "rotation": "hadamard_blocks"}
+    assert not LinearScheme(weight_bits=4, transform=fixed).learns
+    assert LinearScheme(weight_bits=4, transform=fixed | {"down_rotation": "kronecker"}).learns

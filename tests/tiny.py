@@ -112,17 +112,20 @@ def make_linear(
     act_bits: int | None,
     *,
     transform: bool = False,
+    hadamard: int | None = None,
     bias: bool = True,
     **changes: Any,
 ) -> QuantLinear:
-    """A `QuantLinear` with random codes, scales and whatever else `transform` and `changes` of its scheme ask for."""
+    """A `QuantLinear` with random codes, scales and whatever else `transform`, `hadamard` and `changes` of its scheme
+    ask for."""
     generator = torch.Generator().manual_seed(rows * 1000 + columns)
     kronecker = {str(columns): kronecker_factors(columns)} if transform else {}
     scheme = SchemeSpec(
         weight_bits=weight_bits,
         act_bits=act_bits,
-        channel_scale=transform,
+        channel_scale=transform or hadamard is not None,
         kronecker=transform,
+        hadamard_block=hadamard,
         input_clip=transform and act_bits is not None,
         kronecker_factors=kronecker,
         targets={},
@@ -137,9 +140,10 @@ def make_linear(
         "weight_shape": torch.tensor([rows, columns]),
         "bias": torch.randn(rows, generator=generator) if bias else None,
     }
+    if scheme.channel_scale:
+        values["input_scale"] = torch.rand(columns, generator=generator) + 0.5
     if transform:
         n1, n2 = kronecker_factors(columns)
-        values["input_scale"] = torch.rand(columns, generator=generator) + 0.5
         values["input_left"] = random_orthogonal(n1, generator) * 1.5
         values["input_right"] = random_orthogonal(n2, generator)
         values["input_clip"] = torch.tensor([0.9])

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from s2q.checkpoint import SchemeSpec
+from s2q.numerics.hadamard import hadamard_block
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack
 from s2q.runtime.dispatch import choose
@@ -28,25 +29,34 @@ SHAPES = {
     "demo": [(160, 160), (160, 640), (640, 160)],
 }
 # What a linear may have beside its codes, as fields of its scheme; the first is the plain one. Asymmetric groups of 64
-# channels of the tokens behind a transform are what the recipe s2q_plus makes.
+# channels of the tokens behind a transform are what the recipe s2q_plus makes. Hadamard blocks are as long as the width allows.
 TRANSFORM = {"channel_scale": True, "kronecker": True, "input_clip": True}
 GROUPS = {"symmetric_weights": False, "symmetric_acts": False, "act_group_size": 64}
+BLOCKS = {"channel_scale": True, "hadamard_block": 128, "input_clip": True}
 SCHEMES: dict[str, dict[str, Any]] = {
     "": {},
     "transform": TRANSFORM,
     "groups": GROUPS,
     "transform and groups": TRANSFORM | GROUPS,
+    "Hadamard blocks": BLOCKS,
+    "Hadamard blocks and groups": BLOCKS | GROUPS,
 }
 WARM_UP = 2
+
+
+def scheme_of(columns: int, weight_bits: int, act_bits: int, fields: dict[str, Any]) -> SchemeSpec:
+    """The scheme of a linear of K = `columns` inputs with the `fields` of one of `SCHEMES`."""
+    if "hadamard_block" in fields:
+        fields = fields | {"hadamard_block": hadamard_block(columns, fields["hadamard_block"])}
+    known = {str(columns): kronecker_factors(columns)} if fields.get("kronecker") else {}
+    return SchemeSpec(weight_bits=weight_bits, act_bits=act_bits, kronecker_factors=known, targets={}, **fields)
 
 
 def quantized(
     columns: int, rows_out: int, weight_bits: int, act_bits: int, device: str, generator: torch.Generator, **fields: Any
 ) -> QuantLinear:
     """A linear with random codes and a bias of zeros; `fields` are those of its scheme."""
-    factors = kronecker_factors(columns)
-    known = {str(columns): factors} if fields.get("kronecker") else {}
-    scheme = SchemeSpec(weight_bits=weight_bits, act_bits=act_bits, kronecker_factors=known, targets={}, **fields)
+    factors, scheme = kronecker_factors(columns), scheme_of(columns, weight_bits, act_bits, fields)
     linear = QuantLinear(columns, rows_out, True, scheme)
     half = 2 ** (weight_bits - 1)
     codes = torch.randint(-half, half, (rows_out, columns), generator=generator).to(torch.int8)
@@ -65,8 +75,7 @@ def backends(columns: int, rows_out: int, rows: int, weight_bits: int, act_bits:
     """Scheme → who computes it here, and why those before them do not: K = `columns`, N = `rows_out`, M = `rows`."""
     told = {}
     for name, fields in SCHEMES.items():
-        factors = {str(columns): kronecker_factors(columns)}
-        scheme = SchemeSpec(weight_bits=weight_bits, act_bits=act_bits, kronecker_factors=factors, targets={}, **fields)
+        scheme = scheme_of(columns, weight_bits, act_bits, fields)
         linear = QuantLinear(columns, rows_out, True, scheme, device="meta")
         problem = linear.problem(torch.empty(rows, columns, dtype=torch.bfloat16, device="meta"))
         choice = choose(problem._replace(device=torch.device(device)))

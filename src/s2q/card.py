@@ -85,6 +85,7 @@ def _row(scheme: SchemeSpec) -> dict[str, Any]:
     beside = {
         "a scale on each input channel": scheme.channel_scale,
         "a Kronecker transform of the input": scheme.kronecker,
+        f"a Hadamard transform of blocks of {scheme.hadamard_block} channels": scheme.hadamard_block is not None,
         "a factor on the input's range": scheme.input_clip,
         f"a branch of rank {scheme.low_rank}": scheme.low_rank > 0,
     }

@@ -30,7 +30,7 @@ from torch import Tensor
 from s2q.numerics.packing import packed_width
 from s2q.numerics.quantizer import group_count
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 QUANT_METHOD = "s2q"
 PROVENANCE_NAME = "s2q_provenance.json"
 
@@ -54,6 +54,8 @@ class SchemeSpec(BaseModel):
     """The same of the tokens; where both have groups, they are the same."""
     channel_scale: bool = False
     kronecker: bool = False
+    hadamard_block: int | None = Field(None, ge=1)
+    """Length of the blocks of a Hadamard transform, a power of two that divides K; None is none."""
     input_clip: bool = False
     input_range: bool = False
     """Whether the input's range is stored instead of measured on each token."""
@@ -65,6 +67,15 @@ class SchemeSpec(BaseModel):
     """Input width → (n1, n2)."""
     targets: dict[str, str]
     """Name of the linear → checksum of its tensors, see `checksum`."""
+
+    @model_validator(mode="after")
+    def _one_rotation(self) -> "SchemeSpec":
+        block = self.hadamard_block
+        if block is not None and block & (block - 1):
+            raise ValueError(f"hadamard_block {block} is no power of two")
+        if block is not None and self.kronecker:
+            raise ValueError("a scheme has kronecker or hadamard_block, not both")
+        return self
 
     @model_validator(mode="after")
     def _groups_agree(self) -> "SchemeSpec":
@@ -84,9 +95,10 @@ class SchemeSpec(BaseModel):
 
 
 class QuantizationSpec(BaseModel):
-    """The `quantization_config` of `config.json`, format version 2.
+    """The `quantization_config` of `config.json`, format version 3.
 
-    Version 1 had none of groups, zero points, stored ranges and low-rank branches; it is read as well.
+    Version 1 had none of groups, zero points, stored ranges and low-rank branches, version 2 no Hadamard blocks; both are
+    read as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -132,6 +144,8 @@ class QuantizationSpec(BaseModel):
 def tensor_layout(rows: int, columns: int, scheme: SchemeSpec) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Name → (shape, dtype) of the tensors that replace a float weight [N=rows, K=columns]."""
     groups = group_count(columns, scheme.group_size)
+    if columns % (scheme.hadamard_block or 1):
+        raise CheckpointError(f"hadamard_block {scheme.hadamard_block} does not divide width {columns}")
     layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
         "weight_packed": ((rows, packed_width(columns, scheme.weight_bits)), torch.int32),
         "weight_scale": ((rows, groups), torch.float32),

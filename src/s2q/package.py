@@ -150,7 +150,8 @@ def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple
         for name, named in workspace.read_block(index).items():
             full = f"{block_name}.{name}"
             tensors |= {f"{full}.{key}": tensor for key, tensor in named.items()}
-            described = scheme_spec(scheme_for(recipe, opened.family, name), int(named["weight_shape"][1]))
+            shape = named["weight_shape"].tolist()
+            described = scheme_spec(scheme_for(recipe, opened.family, name, shape), shape[1])
             linears.append((full, described, checksum(named)))
     spec = QuantizationSpec(
         recipe=recipe.name,

@@ -138,7 +138,9 @@ def _targets(model: nn.Module, family: Family, recipe: Recipe) -> tuple[dict[str
                 linear = block.get_submodule(name)
                 rows, columns = linear.out_features, linear.in_features
                 targets[f"{block_name}.{name}"] = (rows, columns)
-                layout = tensor_layout(rows, columns, scheme_spec(scheme_for(recipe, family, name), columns))
+                layout = tensor_layout(
+                    rows, columns, scheme_spec(scheme_for(recipe, family, name, (rows, columns)), columns)
+                )
                 for key, (shape, dtype) in layout.items():
                     size = math.prod(shape) * dtype.itemsize
                     packed += size if key == "weight_packed" else 0

@@ -23,7 +23,8 @@ def random_spec(model: nn.Module, family: Family, recipe: Recipe) -> Quantizatio
         for group in family.groups(block, recipe.keep_float):
             shared += [tuple(f"{block_name}.{name}" for name in group)] if len(group) > 1 else []
             for name in group:
-                described = scheme_spec(scheme_for(recipe, family, name), block.get_submodule(name).in_features)
+                shape = block.get_submodule(name).weight.shape
+                described = scheme_spec(scheme_for(recipe, family, name, shape), shape[1])
                 linears.append((f"{block_name}.{name}", described, ""))
     return QuantizationSpec(
         recipe=recipe.name,

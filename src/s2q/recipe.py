@@ -42,6 +42,9 @@ class Bits(NamedTuple):
         return f"W{self.weight}A{self.act or 16}"
 
 
+Rotation = Literal["none", "kronecker", "hadamard", "hadamard_blocks"]
+
+
 class TransformSpec(_Part):
     """An invertible map of a linear's input, undone in its weight: y = Q(x·T) · Q(T⁻¹·Wᵀ)."""
 
@@ -52,10 +55,21 @@ class TransformSpec(_Part):
     statistic: Literal["max", "early", "spearman"] = "max"
     """What max|x| is taken over: all samples; those of the first quarter of the steps; or each step apart, the steps
     weighted by softmax(−ρ), ρ being Spearman's correlation with max|W| (PTQ4DiT's Eq. for time-pooled salience)."""
-    rotation: Literal["none", "kronecker", "hadamard"] = "kronecker"
-    """Then P1 ⊗ P2 with factors orthogonal · diagonal · orthogonal, or a Hadamard matrix with random signs."""
+    rotation: Rotation = "kronecker"
+    """Then P1 ⊗ P2 with factors orthogonal · diagonal · orthogonal; or a Hadamard matrix with random signs, of the whole
+    width, or blocks of one: additions only."""
+    down_rotation: Rotation | None = None
+    """The rotation of inputs wider than the output, such as that of an MLP's second linear, where it costs most; None is
+    `rotation`."""
+    block: int = Field(128, ge=1)
+    """Most channels of a block of "hadamard_blocks", which is the largest power of two within it that divides the width."""
     learned: bool = True
     """Scale and Kronecker factors are trained, if the recipe trains at all; a Hadamard matrix never is."""
+
+    def for_shape(self, outputs: int, columns: int) -> "TransformSpec":
+        """The transform of a linear of this shape, its rotation chosen."""
+        chosen = self.rotation if self.down_rotation is None or outputs >= columns else self.down_rotation
+        return self.model_copy(update={"rotation": chosen, "down_rotation": None})
 
     @model_validator(mode="after")
     def _alpha_in_range(self) -> "TransformSpec":
@@ -119,7 +133,9 @@ class LinearScheme(_Part):
     def learns(self) -> bool:
         """Whether anything of it is trained."""
         transform = self.transform is not None and self.transform.learned
-        transform = transform and (self.transform.channel_scale or self.transform.rotation == "kronecker")
+        transform = transform and (
+            self.transform.channel_scale or "kronecker" in (self.transform.rotation, self.transform.down_rotation)
+        )
         low_rank = self.low_rank is not None and self.low_rank.start == "zero"
         return transform or low_rank or "learned" in (self.weight_clip, self.act_clip) or self.rounding == "adaround"
 

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from s2q.numerics.hadamard import hadamard, hadamard_factors, hadamard_pair, has_hadamard
+from s2q.numerics.hadamard import (
+    hadamard,
+    hadamard_block,
+    hadamard_blocks,
+    hadamard_factors,
+    hadamard_pair,
+    has_hadamard,
+)
 
 SIZES = (1, 2, 4, 8, 12, 16, 20, 24, 28, 36, 40, 48, 60, 64, 80, 108, 128, 140)
 # Inputs of the released models' linears, and those of the demos.
@@ -43,3 +50,21 @@ def test_one_large_channel_is_spread_over_all() -> None:
     x[17] = 1.0
     spread = x @ torch.kron(*hadamard_pair(160))
     assert torch.allclose(spread.abs(), torch.full_like(spread, 160**-0.5))
+
+
+@pytest.mark.parametrize(
+    ("columns", "most", "block"), [(7680, 128, 128), (1536, 512, 512), (160, 128, 32), (12, 3, 2), (7, 128, 1)]
+)
+def test_blocks_are_the_largest_power_of_two_that_fits(columns: int, most: int, block: int) -> None:
+    assert hadamard_block(columns, most) == block
+
+
+@pytest.mark.parametrize("block", [1, 2, 8, 32])
+def test_blocks_are_sylvesters_matrix_and_undo_themselves(block: int) -> None:
+    x = torch.randn(3, 5, 96, dtype=torch.float64)
+    sylvester = torch.ones(1, 1, dtype=torch.float64)
+    while len(sylvester) < block:
+        sylvester = torch.cat([torch.cat([sylvester, sylvester], 1), torch.cat([sylvester, -sylvester], 1)])
+    whole = torch.kron(torch.eye(96 // block, dtype=torch.float64), sylvester) / block**0.5
+    torch.testing.assert_close(hadamard_blocks(x, block), x @ whole)
+    torch.testing.assert_close(hadamard_blocks(hadamard_blocks(x, block), block), x)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from s2q.numerics.hadamard import hadamard_blocks
 from s2q.quantization.freeze import fold, freeze, frozen_transform
 from s2q.quantization.layer import SimulatedLinear
 from s2q.quantization.schemes import scheme_spec
@@ -18,6 +19,8 @@ SPECS = {
     "scale": TransformSpec(rotation="none"),
     "kronecker": TransformSpec(channel_scale=False),
     "hadamard": TransformSpec(rotation="hadamard"),
+    "blocks": TransformSpec(rotation="hadamard_blocks"),
+    "blocks alone": TransformSpec(channel_scale=False, rotation="hadamard_blocks", block=2),
     "signs alone": TransformSpec(channel_scale=False, rotation="hadamard"),
     "none": None,
 }
@@ -58,10 +61,12 @@ def test_transform_of_the_weight_undoes_that_of_the_input(kind: str) -> None:
 def test_folding_makes_up_for_the_transform_as_stored(kind: str) -> None:
     simulated = SimulatedLinear(linear(), scheme(kind), learned(scheme(kind)))
     transform, x = frozen_transform(simulated), normal(5, K, seed=3)
-    double = type(transform)(*(None if t is None else t.double() for t in transform))
+    double = transform.with_tensors(None if t is None else t.double() for t in transform.tensors())
     values = x.double() if double.scale is None else x.double() * double.scale
     if double.left is not None:
         values = values @ torch.kron(double.left, double.right)
+    if double.hadamard:
+        values = hadamard_blocks(values, double.hadamard)
     folded = fold(simulated.weight, transform)
     assert folded.dtype == torch.float64
     assert torch.allclose(values @ folded.mT, x.double() @ simulated.weight.double().mT, rtol=1e-10, atol=1e-10)

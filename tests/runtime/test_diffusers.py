@@ -204,7 +204,7 @@ def settings_of(config: dict) -> dict:
 
 
 HOSTILE_CONFIGS = {
-    "newer format": (lambda c: settings_of(c).update(format_version=3), "upgrade s2q"),
+    "newer format": (lambda c: settings_of(c).update(format_version=4), "upgrade s2q"),
     "unknown key": (lambda c: settings_of(c).update(rotation="magic"), "rotation"),
     "unknown key in a scheme": (lambda c: settings_of(c)["schemes"][0].update(tile_size=64), "tile_size"),
     "key missing": (lambda c: settings_of(c).pop("schemes"), "schemes"),
@@ -230,6 +230,15 @@ HOSTILE_CONFIGS = {
         lambda c: settings_of(c)["schemes"][0]["kronecker_factors"].pop("32"),
         "no entry for width 32",
     ),
+    "Hadamard blocks that do not fit": (
+        lambda c: settings_of(c)["schemes"][0].update(kronecker=False, hadamard_block=64),
+        "does not divide width 32",
+    ),
+    "Hadamard blocks of no power of two": (
+        lambda c: settings_of(c)["schemes"][0].update(kronecker=False, hadamard_block=12),
+        "no power of two",
+    ),
+    "two rotations": (lambda c: settings_of(c)["schemes"][0].update(hadamard_block=8), "not both"),
     "shared input of a linear that does not exist": (
         lambda c: settings_of(c).update(shared_inputs=[["transformer_blocks.0.attn1.to_z"]]),
         "to_z",

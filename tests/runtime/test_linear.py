@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from definition import defined
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import make_linear
 from torch import nn
@@ -28,7 +28,7 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
     rows=st.sampled_from([1, 2, 5, 33]),
     columns=st.sampled_from([1, 7, 8, 12, 31, 32, 64, 100]),
     outputs=st.sampled_from([1, 3, 8, 24]),
-    transform=st.booleans(),
+    change=st.sampled_from([{}, {}, {"transform": True}, {"hadamard": 1}, {"hadamard": 4}]),
     bias=st.booleans(),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     symmetric_weights=st.booleans(),
@@ -38,11 +38,12 @@ def tokens(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> to
     input_range=st.booleans(),
 )
 def test_integers_give_the_definition_bit_for_bit(
-    weight_bits, act_bits, rows, columns, outputs, transform, bias, dtype, group_size, groups_of, **scheme
+    weight_bits, act_bits, rows, columns, outputs, change, bias, dtype, group_size, groups_of, **scheme
 ) -> None:
+    assume(columns % change.get("hadamard", 1) == 0)
     scheme["group_size"] = None if groups_of == "tokens" else group_size
     scheme["act_group_size"] = None if groups_of == "weight" else group_size
-    linear = make_linear(outputs, columns, weight_bits, act_bits, transform=transform, bias=bias, **scheme)
+    linear = make_linear(outputs, columns, weight_bits, act_bits, bias=bias, **change, **scheme)
     x = tokens(rows, columns, dtype=dtype)
     y = linear(x)
     assert y.dtype == dtype
@@ -115,19 +116,19 @@ def test_memory_is_bits_and_no_float_weight_is_hidden(weight_bits: int) -> None:
     assert not held, "a forward leaves a tensor behind"
 
 
-@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("change", [{}, {"transform": True}, {"hadamard": 8}])
 @pytest.mark.parametrize("act_bits", [6, None])
-def test_compiled_equals_eager_without_a_graph_break(act_bits: int | None, transform: bool) -> None:
-    linear = make_linear(16, 24, 4, act_bits, transform=transform)
+def test_compiled_equals_eager_without_a_graph_break(act_bits: int | None, change: dict) -> None:
+    linear = make_linear(16, 24, 4, act_bits, **change)
     x = tokens(2, 5, 24)
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), linear(x))
 
 
-@pytest.mark.parametrize("transform", [False, True])
+@pytest.mark.parametrize("change", [{}, {"transform": True}, {"hadamard": 8}])
 @pytest.mark.parametrize("act_bits", [4, 8, None])
-def test_gradient_of_the_input_is_that_of_the_dequantized_linear(act_bits: int | None, transform: bool) -> None:
-    linear = make_linear(16, 24, 4, act_bits, transform=transform)
+def test_gradient_of_the_input_is_that_of_the_dequantized_linear(act_bits: int | None, change: dict) -> None:
+    linear = make_linear(16, 24, 4, act_bits, **change)
     upstream = tokens(5, 16, seed=1)
     gradients = []
     for layer in (linear, linear.dequantize()):
@@ -144,9 +145,9 @@ def test_output_does_not_depend_on_whether_gradients_are_wanted(act_bits: int | 
     assert torch.equal(linear(x.clone().requires_grad_()).detach(), linear(x))
 
 
-@pytest.mark.parametrize("transform", [False, True])
-def test_dequantized_is_a_plain_linear_close_to_the_packed_one(transform: bool) -> None:
-    linear = make_linear(16, 24, 4, 8, transform=transform)
+@pytest.mark.parametrize("change", [{}, {"transform": True}, {"hadamard": 8}])
+def test_dequantized_is_a_plain_linear_close_to_the_packed_one(change: dict) -> None:
+    linear = make_linear(16, 24, 4, 8, **change)
     plain = linear.dequantize(torch.bfloat16)
     assert type(plain) is nn.Linear
     assert plain.weight.dtype == plain.bias.dtype == torch.bfloat16

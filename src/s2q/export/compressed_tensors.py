@@ -16,6 +16,7 @@ def obstacles(scheme: SchemeSpec) -> list[str]:
     reasons = {
         "a scale on the input's channels (channel_scale)": scheme.channel_scale,
         "a Kronecker or Hadamard transform of the input (kronecker)": scheme.kronecker,
+        "a Hadamard transform of the input (hadamard_block)": scheme.hadamard_block is not None,
         "a factor on the input's range (input_clip)": scheme.input_clip,
         "a stored range of the input (input_range)": scheme.input_range,
         "a low-rank branch (low_rank)": scheme.low_rank > 0,

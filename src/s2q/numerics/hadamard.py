@@ -1,4 +1,5 @@
-"""Hadamard matrices: Sylvester's doubling over Paley's constructions, which covers the widths of video transformers."""
+"""Hadamard matrices: Sylvester's doubling over Paley's constructions, which covers the widths of video transformers; and blocks
+of Sylvester's alone, which need additions only."""
 
 import math
 from functools import cache
@@ -94,3 +95,29 @@ def hadamard_pair(columns: int) -> tuple[Tensor, Tensor]:
     n1, n2 = hadamard_factors(columns)
     left = hadamard(n1) / math.sqrt(n1) if has_hadamard(n1) else torch.eye(n1, dtype=torch.float64)
     return left, hadamard(n2) / math.sqrt(n2)
+
+
+def hadamard_block(columns: int, most: int) -> int:
+    """The largest power of two that divides `columns`, within `most`."""
+    return math.gcd(columns, 1 << most.bit_length() - 1)
+
+
+def hadamard_blocks(x: Tensor, block: int) -> Tensor:
+    """x (I ⊗ H) / √block with Sylvester's H: stretches of `block` channels are mixed, log₂(block) additions a value.
+
+    Sums are made in one order, neighbours first, and the product with 1/√block comes last, so that every implementation
+    that follows it gives the same bits. The map is its own inverse.
+
+    Args:
+        x: [..., K], floating point.
+        block: a power of two that divides K.
+
+    Returns:
+        [..., K], the dtype of `x`.
+    """
+    mixed, step = x, 1
+    while step < block:
+        one, other = mixed.reshape(-1, 2, step).unbind(1)
+        mixed = torch.stack((one + other, one - other), 1)
+        step *= 2
+    return (mixed * (1 / math.sqrt(block))).reshape(x.shape)

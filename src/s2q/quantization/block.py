@@ -61,7 +61,7 @@ def calibrate_block(
     hessians = _hessians(simulated, family, recipe, groups, samples)
     tensors = {}
     for group in groups:
-        scheme = scheme_for(recipe, family, group[0])
+        scheme = scheme_for(recipe, family, group[0], block.get_submodule(group[0]).weight.shape)
         for name in group:
             simulated.get_submodule(name).inputs.forget()
             tensors[name] = freeze(simulated.get_submodule(name), scheme, hessians.get(group))
@@ -77,7 +77,7 @@ def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict
     packed = copy.deepcopy(block)
     for name, named in tensors.items():
         old = packed.get_submodule(name)
-        spec = scheme_spec(scheme_for(recipe, family, name), old.in_features)
+        spec = scheme_spec(scheme_for(recipe, family, name, old.weight.shape), old.in_features)
         new = QuantLinear(old.in_features, old.out_features, old.bias is not None, spec)
         for key, tensor in named.items():
             getattr(new, key).data = tensor.to(old.weight.device)
@@ -95,7 +95,8 @@ def _hessians(
     With `weighted_hessian` each token counts by its λ of Eq. 11.
     """
     hessians: dict[Group, Tensor] = {}
-    wanted = [group for group in groups if scheme_for(recipe, family, group[0]).rounding == "gptq"]
+    shapes = {group: simulated.get_submodule(group[0]).weight.shape for group in groups}
+    wanted = [group for group in groups if scheme_for(recipe, family, group[0], shapes[group]).rounding == "gptq"]
 
     def receive(group: Group, linear: SimulatedLinear, x: Tensor, index: int) -> None:
         weights = samples[index].weights if recipe.objective.weighted_hessian else None

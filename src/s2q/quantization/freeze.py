@@ -4,20 +4,20 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.gptq import gptq_round
+from s2q.numerics.hadamard import hadamard_blocks
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.packing import pack
 from s2q.numerics.quantizer import quantize
 from s2q.quantization.layer import SimulatedLinear
 from s2q.recipe import LinearScheme
-from s2q.runtime.reference import InputTransform
+from s2q.runtime.reference import STORED, InputTransform
 
 
 @torch.no_grad()
 def frozen_transform(linear: SimulatedLinear) -> InputTransform:
     """The input's transform as it will be stored: float32, detached."""
-    return InputTransform(
-        *(None if t is None else t.detach().float().contiguous() for t in linear.inputs.input_transform())
-    )
+    made = linear.inputs.input_transform()
+    return made.with_tensors(None if t is None else t.detach().float().contiguous() for t in made.tensors())
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def fold(weight: Tensor, transform: InputTransform) -> Tensor:
     if transform.left is not None:
         inverses = (torch.linalg.inv(factor.double()).mT for factor in (transform.left, transform.right))
         weight = kronecker_apply(weight, *inverses)
-    return weight
+    return hadamard_blocks(weight, transform.hadamard) if transform.hadamard else weight
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def freeze(linear: SimulatedLinear, scheme: LinearScheme, hessian: Tensor | None
         "weight_scale": scale,
         "weight_zero_point": packed_zero,
         "weight_shape": torch.tensor(weight.shape, dtype=torch.int64),
-        **{f"input_{name}": tensor for name, tensor in transform._asdict().items()},
+        **dict(zip(STORED, transform.tensors(), strict=True)),
         "low_rank_down": down,
         "low_rank_up": up,
     }

@@ -1,23 +1,28 @@
 """Which scheme a linear has, and how the checkpoint describes it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from s2q.checkpoint import SchemeSpec
 from s2q.models.family import Family
+from s2q.numerics.hadamard import hadamard_block
 from s2q.quantization.transforms import rotation_factors
 from s2q.recipe import LinearScheme, Recipe
 
 
-def scheme_for(recipe: Recipe, family: Family, name: str) -> LinearScheme:
-    """How the linear `name` (inside a block) is quantized."""
-    return recipe.modulation if family.is_modulation(name) else recipe.linear
+def scheme_for(recipe: Recipe, family: Family, name: str, shape: Sequence[int]) -> LinearScheme:
+    """How the linear `name` (inside a block) with a weight of `shape` [N, K] is quantized."""
+    scheme = recipe.modulation if family.is_modulation(name) else recipe.linear
+    if scheme.transform is None:
+        return scheme
+    return scheme.model_copy(update={"transform": scheme.transform.for_shape(*shape)})
 
 
 def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
-    """How the checkpoint describes `scheme` for a linear of K = `columns` inputs, without targets."""
+    """How the checkpoint describes `scheme`, made by `scheme_for`, for a linear of K = `columns` inputs, without targets."""
     factors = rotation_factors(scheme, columns)
     transform, acts = scheme.transform, scheme.act_bits is not None
-    signs = transform is not None and transform.rotation == "hadamard"
+    rotation = "none" if transform is None else transform.rotation
+    signs = rotation in ("hadamard", "hadamard_blocks")
     return SchemeSpec(
         weight_bits=scheme.weight_bits,
         act_bits=scheme.act_bits,
@@ -27,6 +32,7 @@ def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
         act_group_size=scheme.act_group_size if acts else None,
         channel_scale=signs or (transform is not None and transform.channel_scale),
         kronecker=factors is not None,
+        hadamard_block=hadamard_block(columns, transform.block) if rotation == "hadamard_blocks" else None,
         input_clip=acts and scheme.act_clip != 1.0,
         input_range=acts and scheme.act_range == "static",
         low_rank=0 if scheme.low_rank is None else scheme.low_rank.rank,

@@ -16,7 +16,7 @@ from s2q.quantization.schemes import scheme_for
 from s2q.quantization.statistics import Group, InputStatistics, input_statistics
 from s2q.quantization.transforms import SharedTransform
 from s2q.recipe import LinearScheme, Recipe
-from s2q.runtime.reference import InputTransform, transform_input
+from s2q.runtime.reference import STORED, InputTransform, transform_input
 
 Stored = Mapping[str, Mapping[str, Tensor]]
 
@@ -39,12 +39,15 @@ def simulate(
         start: linear → tensors of the same linear in another model's checkpoint, under the same scheme.
     """
     generator = torch.Generator().manual_seed(seed)
-    watched = [group for group in groups if _asks_inputs(scheme_for(recipe, family, group[0]), start)]
+    schemes = {
+        group: scheme_for(recipe, family, group[0], block.get_submodule(group[0]).weight.shape) for group in groups
+    }
+    watched = [group for group in groups if _asks_inputs(schemes[group], start)]
     statistics = input_statistics(block, family, watched, samples)
     progress = [sample.progress for sample in samples]
     simulated = copy.deepcopy(block).requires_grad_(False)
     for group in groups:
-        scheme = scheme_for(recipe, family, group[0])
+        scheme = schemes[group]
         linears = [block.get_submodule(name) for name in group]
         if start is None:
             inputs = _start_transform(linears, scheme, statistics.get(group), progress, generator)
@@ -82,7 +85,7 @@ def _stored_transform(
 ) -> SharedTransform:
     device = linear.weight.device
     inputs = SharedTransform(linear.in_features, scheme, torch.ones(linear.in_features), generator).to(device)
-    tensors = (stored.get(f"input_{name}") for name in InputTransform._fields)
+    tensors = (stored.get(name) for name in STORED)
     inputs.start_from(InputTransform(*(None if tensor is None else tensor.to(device) for tensor in tensors)))
     return inputs
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from s2q.numerics.hadamard import hadamard_factors, hadamard_pair
+from s2q.numerics.hadamard import hadamard_block, hadamard_blocks, hadamard_factors, hadamard_pair
 from s2q.numerics.kronecker import cayley, kronecker_apply, kronecker_factors, random_orthogonal
 from s2q.numerics.quantizer import group_count
 from s2q.numerics.straight_through import fake_quantize, fake_quantize_rows
@@ -20,11 +20,11 @@ def logit_of(share: Tensor) -> Tensor:
 
 
 def rotation_factors(scheme: LinearScheme, columns: int) -> tuple[int, int] | None:
-    """n1, n2 of the scheme's rotation of inputs of `columns` channels; None if it has none."""
+    """n1, n2 of the scheme's rotation of inputs of `columns` channels; None if it has no factors."""
     rotation = "none" if scheme.transform is None else scheme.transform.rotation
-    if rotation == "none":
-        return None
-    return kronecker_factors(columns) if rotation == "kronecker" else hadamard_factors(columns)
+    if rotation == "kronecker":
+        return kronecker_factors(columns)
+    return hadamard_factors(columns) if rotation == "hadamard" else None
 
 
 class _Factor(nn.Module):
@@ -81,6 +81,7 @@ class SharedTransform(nn.Module):
             self.acts = ActFormat(scheme.act_bits, scheme.symmetric_acts, group_count(columns, scheme.act_group_size))
         spec = scheme.transform
         self.log_scale = self.left = self.right = self.clip_logit = None
+        self.hadamard = 0
         self.register_buffer("signs", None)
         self.register_buffer("range", None)
         if spec is not None and spec.channel_scale:
@@ -90,6 +91,9 @@ class SharedTransform(nn.Module):
             self.left, self.right = _Factor(n1, generator), _Factor(n2, generator)
         elif spec is not None and spec.rotation == "hadamard":
             self.left, self.right = (_FixedFactor(matrix) for matrix in hadamard_pair(columns))
+        elif spec is not None and spec.rotation == "hadamard_blocks":
+            self.hadamard = hadamard_block(columns, spec.block)
+        if spec is not None and spec.rotation in ("hadamard", "hadamard_blocks"):
             self.signs = torch.randint(0, 2, (columns,), generator=generator) * 2.0 - 1.0
         if scheme.act_bits is not None and scheme.act_clip == "learned":
             self.clip_logit = nn.Parameter(torch.full((1,), CLIP_LOGIT))
@@ -133,7 +137,7 @@ class SharedTransform(nn.Module):
             clip = self.clip_logit.sigmoid()
         elif self.fixed_clip != 1.0:
             clip = torch.tensor([self.fixed_clip], device=self._device())
-        return InputTransform(self._scale(), left, right, clip, self.range)
+        return InputTransform(self._scale(), left, right, clip, self.range, self.hadamard)
 
     def _device(self) -> torch.device | None:
         return next((t.device for t in (*self.parameters(), *self.buffers())), None)
@@ -152,7 +156,7 @@ class SharedTransform(nn.Module):
         if self.left is not None:
             (_, left), (_, right) = self._matrices()
             weight = kronecker_apply(weight, left, right)
-        return weight
+        return hadamard_blocks(weight, self.hadamard) if self.hadamard else weight
 
     def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""

@@ -31,6 +31,8 @@ class _Asked(NamedTuple):
     input_range: bool = False
     low_rank: int = 0
     low_rank_on_codes: bool = False
+    hadamard: int = 0
+    """length of the blocks of the transform"""
 
 
 class Problem(_Asked):

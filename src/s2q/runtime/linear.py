@@ -6,15 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from s2q.checkpoint import SchemeSpec, tensor_layout
+from s2q.numerics.hadamard import hadamard_blocks
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.quantizer import group_count
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.dispatch import choose, multiply, quantize_input
 from s2q.runtime.integer import float_weight
 from s2q.runtime.operator import WEIGHT_ONLY, quantized_linear
-from s2q.runtime.reference import ActFormat, InputTransform, LowRank, QuantizedInput
-
-_TRANSFORM = tuple(f"input_{name}" for name in InputTransform._fields)
+from s2q.runtime.reference import STORED, ActFormat, InputTransform, LowRank, QuantizedInput
 
 
 class SharedInput:
@@ -89,6 +88,7 @@ class QuantLinear(nn.Linear):
             scheme.input_range,
             scheme.low_rank,
             scheme.low_rank_on_codes,
+            scheme.hadamard_block or 0,
         )
 
     @property
@@ -107,7 +107,7 @@ class QuantLinear(nn.Linear):
         """What is done to the input before it is rounded."""
         # Read past `nn.Module`'s attributes, whose look-up takes longer than a small product.
         own = self._parameters
-        return InputTransform(*map(own.get, _TRANSFORM))
+        return InputTransform(*map(own.get, STORED), self.scheme.hadamard_block or 0)
 
     def packed_weight(self) -> PackedWeight:
         """The weight as it is stored."""
@@ -132,12 +132,12 @@ class QuantLinear(nn.Linear):
         x = x if self.input_dtype is None else x.to(self.input_dtype)
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
         if direct or (torch.is_grad_enabled() and x.requires_grad):
-            low_rank = self.low_rank()
+            low_rank, transform = self.low_rank(), self.input_transform()
             y = quantized_linear(
                 x.reshape(-1, self.in_features),
                 *self.packed_weight()[:3],
                 self.bias,
-                *self.input_transform(),
+                *transform.tensors(),
                 None if low_rank is None else low_rank.down,
                 None if low_rank is None else low_rank.up,
                 scheme.weight_bits,
@@ -145,6 +145,7 @@ class QuantLinear(nn.Linear):
                 scheme.symmetric_acts,
                 self.act_groups,
                 scheme.low_rank_on_codes,
+                transform.hadamard,
             )
         else:
             flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
@@ -178,6 +179,8 @@ class QuantLinear(nn.Linear):
         transform = self.input_transform()
         if transform.left is not None:
             weight = kronecker_apply(weight, transform.left.mT, transform.right.mT)
+        if transform.hadamard:
+            weight = hadamard_blocks(weight, transform.hadamard)
         if transform.scale is not None:
             weight = weight * transform.scale
         dtype = dtype or (self.bias.dtype if self.bias is not None else torch.float32)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from s2q.numerics.hadamard import hadamard_blocks
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.dispatch import choose, multiply, quantize_input, weight_only
@@ -32,9 +33,10 @@ def quantized_linear(
     symmetric_acts: bool,
     act_groups: int,
     low_rank_on_codes: bool,
+    hadamard: int,
 ) -> Tensor:
     """x [M, K], packed int32 [N, words], weight_scale float32 [N, G] → [M, N] in the dtype of `x`."""
-    transform = InputTransform(input_scale, input_left, input_right, input_clip, input_range)
+    transform = InputTransform(input_scale, input_left, input_right, input_clip, input_range, hadamard)
     weight = PackedWeight(packed, weight_scale, weight_zero_point, weight_bits)
     low_rank = None if low_rank_down is None else LowRank(low_rank_down, low_rank_up, low_rank_on_codes)
     if act_bits == WEIGHT_ONLY:
@@ -52,6 +54,7 @@ def quantized_linear(
         input_range is not None,
         0 if low_rank is None else low_rank_down.shape[0],
         low_rank_on_codes,
+        hadamard,
     )
     choice = choose(asked)
     return multiply(choice, quantize_input(choice, x, transform), weight, bias, low_rank)
@@ -64,6 +67,7 @@ def _(x, packed, *args):
 
 def _save(ctx, inputs, output):
     (x, packed, weight_scale, zero_point, _, input_scale, left, right, _, _, down, up, ctx.weight_bits, *_) = inputs
+    ctx.hadamard = inputs[-1]
     ctx.columns, ctx.dtype = x.shape[1], x.dtype
     ctx.save_for_backward(packed, weight_scale, zero_point, input_scale, left, right, down, up)
 
@@ -76,9 +80,11 @@ def _backward(ctx, gradient):
     gradient = gradient.float() @ weight
     if left is not None:
         gradient = kronecker_apply(gradient, left.mT, right.mT)
+    if ctx.hadamard:
+        gradient = hadamard_blocks(gradient, ctx.hadamard)
     if input_scale is not None:
         gradient = gradient * input_scale
-    return (gradient.to(ctx.dtype), *[None] * 16)
+    return (gradient.to(ctx.dtype), *[None] * 17)
 
 
 quantized_linear.register_autograd(_backward, setup_context=_save)

@@ -1,26 +1,31 @@
 """The plain-torch definition of the quantized linear: the oracle of the tests and the path of last resort.
 
-    x̂ = (x · c)(P1 ⊗ P2)                        transform, in float32
+    x̂ = (x · c)(P1 ⊗ P2), or (x · c)(I ⊗ H)     transform, in float32
     a = clamp(round(x̂ / Δ_a) + z_a)              int8, Δ_a and z_a of each token (and group of channels)
     y = Σ_g (Σ_{k∈g} (a_k − z_a)(w_k − z_w)) · Δ_a · Δ_w + low-rank branch + bias
 
-The inner sum is exact, in int32; groups are added in order, in float32. Symmetric grids have z = 0.
+The inner sum is exact, in int32; groups are added in order, in float32. Symmetric grids have z = 0. A weight without groups
+has one Δ_w for all of them, which the sum over groups is multiplied by.
 
 Notation: M rows (tokens), K in-features, N out-features, G groups of K/G channels, r rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from s2q.numerics.hadamard import hadamard_blocks
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.quantizer import dequantize, grid, quantize, range_grid, row_scale
 
+STORED = ("input_scale", "input_left", "input_right", "input_clip", "input_range")
+"""What a checkpoint calls the tensors of an `InputTransform`, in their order."""
+
 
 class InputTransform(NamedTuple):
-    """What is done to an input before it is rounded; None leaves a step out. All float32."""
+    """What is done to an input before it is rounded; None leaves a step out. All tensors float32."""
 
     scale: Tensor | None = None
     """[K]"""
@@ -32,6 +37,16 @@ class InputTransform(NamedTuple):
     """[1], factor on the range"""
     range: Tensor | None = None
     """[2], lowest and highest value of all tokens; None is each token's own range"""
+    hadamard: int = 0
+    """length of the blocks of `s2q.numerics.hadamard.hadamard_blocks`, instead of P1 and P2; 0 is none"""
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """The fields that are tensors, in the order of `STORED`."""
+        return self[: len(STORED)]
+
+    def with_tensors(self, tensors: Iterable[Tensor | None]) -> "InputTransform":
+        """The same with other tensors, in the order of `STORED`."""
+        return InputTransform(*tensors, self.hadamard)
 
 
 class ActFormat(NamedTuple):
@@ -90,7 +105,7 @@ def transform_input(x: Tensor, transform: InputTransform) -> Tensor:
         x = x * transform.scale
     if transform.left is not None:
         x = kronecker_apply(x, transform.left, transform.right)
-    return x
+    return hadamard_blocks(x, transform.hadamard) if transform.hadamard else x
 
 
 def input_grid(x: Tensor, transform: InputTransform, acts: ActFormat) -> tuple[Tensor, Tensor | None]:
@@ -141,9 +156,11 @@ def scaled_product(inputs: QuantizedInput, weight: CodedWeight, product: Product
             total = total - a.sum(1, keepdim=True, dtype=torch.int32) * zero_w
             if zero_a is not None:
                 total = total + a.shape[1] * zero_a * zero_w
-        part = total.float().mul_(inputs.scale[:, own]).mul_(weight.scale[:, column].mT)
+        part = total.float().mul_(inputs.scale[:, own])
+        if weight.scale.shape[1] > 1:
+            part = part.mul_(weight.scale[:, column].mT)
         y = part if y is None else y.add_(part)
-    return y
+    return y if weight.scale.shape[1] > 1 else y.mul_(weight.scale.mT)
 
 
 def low_rank_input(inputs: QuantizedInput, low_rank: LowRank) -> Tensor:

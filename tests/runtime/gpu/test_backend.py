@@ -33,6 +33,7 @@ SCHEMES = {
     "W4A6": {"transform": True},
     "groups": {"group_size": 8, "act_group_size": 8, "symmetric_weights": False, "symmetric_acts": False},
     "branch": {"low_rank": 4},
+    "Hadamard blocks": {"hadamard": 32, "act_group_size": 16},
 }
 
 

@@ -18,7 +18,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def on(device: str, transform: InputTransform) -> InputTransform:
-    return InputTransform(*(None if tensor is None else tensor.to(device) for tensor in transform))
+    return transform.with_tensors(None if tensor is None else tensor.to(device) for tensor in transform.tensors())
 
 
 def quantized(device: str, x: Tensor, transform: InputTransform, acts: ActFormat, keep: bool = True) -> QuantizedInput:

@@ -41,7 +41,9 @@ static int round_trip(void) {
     const int64_t bits = ONE_OF(4, 6, 7, 8), weight_bits = ONE_OF(2, 3, 4, 4, 5, 8);
     const int64_t wide = parts * ((length + 7) / 8 * 8), words = (columns * weight_bits + 31) / 32;
     const int symmetric = next() % 2, narrow = next() % 2, kronecker = next() % 3 == 0;
-    const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32, tiles = (rows + 7) / 8;
+    const int64_t blocks = next() % 3 ? 0 : columns & -columns;
+    const int shifted = weight_bits == 4 && parts > 1 && length % 8 == 0;
+    const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32, tiles = shifted ? (rows + 5) / 6 : (rows + 7) / 8;
     float *x = floats(rows * columns), *channel = floats(columns), *left = floats(parts * parts);
     float *right = floats(length * length), *branch = floats(rows * outputs), *bias = floats(outputs);
     float *weight_scale = floats(outputs * weight_groups), clip = 0.9f;
@@ -64,7 +66,8 @@ static int round_trip(void) {
         void *out = malloc(rows * outputs * size);
         const quantize_task coded = {
             .dtype = narrow, .rows = rows, .columns = columns, .groups = groups, .parts = parts,
-            .n1 = kronecker ? parts : 0, .n2 = kronecker ? length : 0, .bits = bits, .layout = 2,
+            .n1 = kronecker ? parts : 0, .n2 = kronecker ? length : 0, .block = blocks, .bits = bits,
+            .layout = shifted ? 3 : 2,
             .x = narrow ? (void *)low : x, .channel = channel, .left = kronecker ? left : NULL, .right = right,
             .clip = &clip, .codes = codes, .scale = scale, .zero = symmetric ? NULL : zero, .sums = sums,
             .values = values};

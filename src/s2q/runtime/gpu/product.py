@@ -140,7 +140,11 @@ def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, w
         part = total.to(tl.float32)
         if INTEGER:
             part *= tl.load(scale + row * X_GROUPS + own, row_here, 0.0)[:, None]
-        y += part * tl.load(weight_scale + output * WEIGHT_GROUPS + column, output_here, 0.0)[None, :]
+        if WEIGHT_GROUPS > 1:
+            part *= tl.load(weight_scale + output * WEIGHT_GROUPS + column, output_here, 0.0)[None, :]
+        y += part
+    if WEIGHT_GROUPS == 1:
+        y *= tl.load(weight_scale + output, output_here, 0.0)[None, :]
 
     if RANK > 0:
         branch = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -4,7 +4,7 @@ The Kronecker transform is two products: x·(I ⊗ P2) takes all rows of n2 valu
 n2 is padded; (P1ᵀ ⊗ I) then takes a token as the matrix [n1, n2], held whole by one program, which rounds it in the same pass
 if the token has one group. Both sum in float32, from three products of TensorFloat-32 parts (`tf32x3`), which is about
 float32's accuracy. Division and rounding are those of IEEE, so that steps and codes follow from x̂ bit for bit as
-`s2q.runtime.reference` defines them.
+`s2q.runtime.reference` defines them. Hadamard blocks are left to torch.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s2q.numerics.quantizer import integer_range
 from s2q.runtime.gpu.launch import EXACT, on_device, padded, pointer
-from s2q.runtime.reference import ActFormat, InputTransform, QuantizedInput
+from s2q.runtime.reference import ActFormat, InputTransform, QuantizedInput, transform_input
 
 LARGEST_TOKEN = 1 << 15
 """Most values of a token, padded as its program pads it, or of a group."""
@@ -203,6 +203,9 @@ def transform_tokens(x: Tensor, transform: InputTransform) -> Tensor:
 
 def quantize_tokens(x: Tensor, transform: InputTransform, acts: ActFormat, keep_values: bool) -> QuantizedInput:
     """The definition's `quantize_input`, for x contiguous [M, K]; `values` only if asked for."""
+    if transform.hadamard:
+        x = transform_input(x, transform)
+        transform = transform._replace(scale=None, hadamard=0)
     with on_device(x):
         if transform.left is None:
             return _quantize_rows(x, transform, acts, keep_values)

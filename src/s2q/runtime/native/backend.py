@@ -9,7 +9,7 @@ from torch import Tensor
 from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, TILE, TILES, address
+from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, SHIFTED, SHIFTED_TILE, TEN, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
@@ -25,10 +25,11 @@ class Plan(NamedTuple):
     zero: int
     """float32 [M, G], behind the step sizes, which come first"""
     sums: int
-    """int32 [M, P], Σ (code − zero)"""
+    """int32 [M, P], Σ (code − zero), if the layout is TILES"""
     codes: int
     """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
     end: int
+    layout: int
     tiles: int
     panels: int
     quantize_work: int
@@ -45,13 +46,16 @@ def _plan(problem: Problem) -> Plan:
         parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
         zero = 4 * rows * groups
         sums = zero if symmetric else 2 * zero
-        codes = -(-(sums + 4 * rows * parts) // 64) * 64
+        # Where lanes.h says so.
+        shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
+        layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
+        codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
         words = packed_width(columns, bits)
         known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype])
         plan = problem.notes["native"] = Plan(
-            *(zero, sums, codes, codes + rows * _width(columns, parts)),
-            *(library.tiles_of(rows), -(-outputs // PANEL)),
-            *(rows * columns * (1 + (n1 + n2) // 8), TILE * outputs * columns // 64),
+            *(zero, sums, codes, codes + rows * _width(columns, parts), layout),
+            *(-(-rows // tile), -(-outputs // PANEL)),
+            *(rows * columns * (1 + (n1 + n2) // 8), tile * outputs * columns // 64),
             NINE.pack(*known),
         )
     return plan
@@ -87,12 +91,13 @@ def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: in
     known = notes.get(layout)
     if known is None:
         (bits, _, groups), (n1, n2) = problem.acts, problem.kronecker or (0, 0)
-        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, bits, layout)
-        known = notes[layout] = NINE.pack(*sizes)
+        sizes = (KINDS[problem.dtype], problem.rows, problem.columns, groups, problem.groups, n1, n2, problem.hadamard)
+        known = notes[layout] = TEN.pack(*sizes, bits, layout)
     # Kept in names until the call is over: the task holds addresses.
-    x, transform = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform]
-    given = [0 if t is None else t.data_ptr() for t in transform]
-    library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), plan.tiles, plan.quantize_work)
+    x, tensors = x.contiguous(), [t if t is None or t.is_contiguous() else t.contiguous() for t in transform.tensors()]
+    given = [0 if t is None else t.data_ptr() for t in tensors]
+    tiles = plan.tiles if layout == plan.layout else -(-problem.rows // TILE)
+    library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), tiles, plan.quantize_work)
 
 
 def _width(columns: int, parts: int) -> int:
@@ -100,10 +105,10 @@ def _width(columns: int, parts: int) -> int:
     return parts * (-(-(columns // parts) // 8) * 8)
 
 
-def from_tiles(codes: Tensor, columns: int, parts: int) -> Tensor:
+def from_tiles(codes: Tensor, columns: int, parts: int, plan: Plan) -> Tensor:
     """int8 in tiles → int8 [M, K] in natural order."""
     rows, width = codes.shape
-    tiles = max(1, library.tiles_of(rows))
+    tiles = max(1, plan.tiles)
     more = rows % tiles
     cut = more * (rows // tiles + 1)
     pieces = []
@@ -111,16 +116,18 @@ def from_tiles(codes: Tensor, columns: int, parts: int) -> Tensor:
         high = part.shape[0] // max(1, count)
         eights = part.reshape(count, width // 8, 2, high, 4)  # tile, eight, half, row, column of the half
         pieces.append(eights.permute(0, 3, 1, 4, 2).reshape(part.shape[0], width))
-    return torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
+    natural = torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
+    return natural ^ -128 if plan.layout == SHIFTED else natural
 
 
-def to_tiles(codes: Tensor, parts: int) -> Tensor:
+def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
     """The inverse of `from_tiles`."""
     rows, columns = codes.shape
     width = _width(columns, parts)
     spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
-    spread[:, :, : columns // parts] = codes.view(rows, parts, -1)
-    tiles = max(1, library.tiles_of(rows))
+    # 128 is added in the byte that a code has.
+    spread[:, :, : columns // parts] = (codes ^ -128 if plan.layout == SHIFTED else codes).view(rows, parts, -1)
+    tiles = max(1, plan.tiles)
     more = rows % tiles
     cut = more * (rows // tiles + 1)
     pieces = []
@@ -171,7 +178,7 @@ class NativeBackend:
         base = memory.data_ptr()
         zero = 0 if problem.acts.symmetric else base + plan.zero
         own = (base + plan.codes, base, zero, base + plan.sums, address(values))
-        _quantize(x, transform, problem, TILES, *own)
+        _quantize(x, transform, problem, plan.layout, *own)
         return TiledInput(memory, values)
 
     def multiply(
@@ -210,10 +217,10 @@ class NativeBackend:
             return out
         values = self.natural(inputs, problem) if low_rank.on_codes else inputs
         middle, up = low_rank_input(values, low_rank), low_rank.up.float().mT
-        step = max(1, MOST_BRANCH // (outputs * TILE))
+        step = max(1, MOST_BRANCH * plan.tiles // max(1, outputs * rows))
         for first in range(0, plan.tiles, step):
             last = min(first + step, plan.tiles)
-            start, stop = library.tile_start(rows, first), library.tile_start(rows, last)
+            start, stop = (library.tile_start(rows, plan.tiles, index) for index in (first, last))
             branch = middle[start:stop] @ up
             # As if the rows before were there too.
             run(first, last, branch.data_ptr() - start * outputs * branch.element_size())
@@ -224,11 +231,11 @@ class NativeBackend:
         memory, plan = inputs.memory, _plan(problem)
         bits, symmetric, groups = problem.acts
         rows, columns = problem.rows, problem.columns
-        codes = from_tiles(memory[plan.codes :].view(rows, -1), columns, problem.groups)
+        codes = from_tiles(memory[plan.codes :].view(rows, -1), columns, problem.groups, plan)
         scale = memory[: plan.zero].view(torch.float32).view(rows, groups)
         if symmetric:
             return QuantizedInput(codes, scale, None, inputs.values)
-        zero = memory[plan.zero : plan.sums].view(torch.float32).view(rows, groups)
+        zero = memory[plan.zero : 2 * plan.zero].view(torch.float32).view(rows, groups)
         if bits < 8:
             codes = codes + zero.to(torch.int8).repeat_interleave(columns // groups, 1)
         return QuantizedInput(codes, scale, zero, inputs.values)
@@ -242,9 +249,11 @@ def _tiled(inputs: QuantizedInput, problem: Problem) -> TiledInput:
     if not symmetric:
         whole = whole - inputs.zero.int().repeat_interleave(problem.columns // groups, 1)
     sums = whole.view(rows, parts, -1).sum(-1, dtype=torch.int32)
-    codes = to_tiles(inputs.codes if bits == 8 else whole.to(torch.int8), parts)
+    codes = to_tiles(inputs.codes if bits == 8 else whole.to(torch.int8), parts, plan)
     memory = torch.empty(plan.end, dtype=torch.int8)
-    pieces = [(0, inputs.scale), (plan.sums, sums), (plan.codes, codes)]
+    pieces = [(0, inputs.scale), (plan.codes, codes)]
+    if plan.layout == TILES:
+        pieces.append((plan.sums, sums))
     if not symmetric:
         pieces.append((plan.zero, inputs.zero))
     for start, piece in pieces:

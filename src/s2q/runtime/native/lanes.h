@@ -27,12 +27,14 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum { FLOAT32 = 0, BFLOAT16 = 1 };
-/* Orders of the codes: as they come, (even columns, odd columns), and in tiles as product.c reads them. */
-enum { NATURAL = 0, HALVES = 1, TILES = 2 };
-/* Most rows of a tile. */
-enum { TILE = 8 };
+/* Orders of the codes: as they come, (even columns, odd columns), and in tiles as product.c reads them; in the last with 128
+ * added, so that they are unsigned. */
+enum { NATURAL = 0, HALVES = 1, TILES = 2, SHIFTED = 3 };
+/* Most rows of a tile: SHIFTED ones are smaller, for their product keeps float sums in registers too. */
+enum { TILE = 8, SHIFTED_TILE = 6 };
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef float floats __attribute__((vector_size(4 * LANES)));
 typedef uint16_t shorts __attribute__((vector_size(2 * LANES)));
@@ -109,9 +111,12 @@ INLINE void *aligned_memory(size_t size, void **whole) {
     return *whole ? (void *)(((uintptr_t)*whole + 63) & ~(uintptr_t)63) : NULL;
 }
 
-/* Rows are shared out evenly over as few tiles as hold them: the first rows of tile `index`. */
-INLINE int64_t tile_start(int64_t rows, int64_t index) {
-    const int64_t tiles = (rows + TILE - 1) / TILE, more = tiles ? rows % tiles : 0;
+/* Whether the product of `parts` parts of `length` columns with weights of `bits` bits takes its codes SHIFTED. */
+INLINE int shifted(int64_t bits, int64_t parts, int64_t length) { return bits == 4 && parts > 1 && length % 8 == 0; }
+
+/* Rows are shared out evenly over as few tiles of at most `tile` as hold them: the first row of tile `index`. */
+INLINE int64_t tile_start(int64_t rows, int64_t tile, int64_t index) {
+    const int64_t tiles = (rows + tile - 1) / tile, more = tiles ? rows % tiles : 0;
     return tiles ? index * (rows / tiles) + (index < more ? index : more) : 0;
 }
 

@@ -11,12 +11,12 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 3
+VERSION = 4
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-# Orders of the codes, rows of a tile and outputs of a panel, as in lanes.h and product.c.
-NATURAL, HALVES, TILES = 0, 1, 2
-TILE, PANEL = 8, 32
+# Orders of the codes, rows of a tile and outputs of a panel, as in lanes.h and panel.h.
+NATURAL, HALVES, TILES, SHIFTED = range(4)
+TILE, SHIFTED_TILE, PANEL = 8, 6, 32
 # Operations of a pass over the values below which a second thread costs more than it saves.
 WORTH_A_THREAD = 1 << 18
 
@@ -35,7 +35,7 @@ _SIGNATURES = {
     "s2q_use": ((ctypes.c_char_p,), _INT),
 }
 # Fields of tasks.h, all of 64 bits: first what the problem says, then what the tensors say.
-NINE, ELEVEN = struct.Struct("=9q"), struct.Struct("=11q")
+NINE, TEN, ELEVEN = (struct.Struct(f"={count}q") for count in (9, 10, 11))
 
 
 @cache
@@ -126,14 +126,8 @@ def _row(tensor: Tensor, index: int) -> int:
     return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
 
-def tiles_of(rows: int) -> int:
-    """In how many tiles the native code holds this many rows."""
-    return -(-rows // TILE)
-
-
-def tile_start(rows: int, index: int) -> int:
+def tile_start(rows: int, tiles: int, index: int) -> int:
     """The first row of a tile: rows are shared out evenly, as in lanes.h."""
-    tiles = tiles_of(rows)
     return index * (rows // tiles) + min(index, rows % tiles)
 
 

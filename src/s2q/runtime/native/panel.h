@@ -12,7 +12,7 @@
 
 enum { PANEL = 32, VECTORS = PANEL / LANES };
 
-/* sum + Σ of the four products of unsigned bytes u and signed bytes c in each lane. `small` says that u < 128. */
+/* sum + Σ of the four products of unsigned bytes u and signed bytes c in each lane. `small` says that u < 128 or |c| < 64. */
 INLINE ints dot(ints sum, ints u, ints c, const int small) {
 #if defined(__AVX512VNNI__)
     (void)small;
@@ -37,11 +37,11 @@ INLINE ints dot(ints sum, ints u, ints c, const int small) {
 typedef struct {
     uint8_t *weights;   /* [eights of columns][PANEL] words, or [eights][2][PANEL] words of bytes */
     float *scale;       /* [weight_groups][PANEL] */
-    int32_t *offset;    /* v: [weight_groups or 1][PANEL] */
-    int32_t *sums;      /* Σ u: [parts][PANEL] */
+    int32_t *offset;    /* v: [weight_groups or 1][PANEL], in each of the four bytes if `shifted` */
+    int32_t *sums;      /* Σ u, or Σ (u − v) if `shifted`: [parts][PANEL] */
     float *bias;        /* [PANEL] */
     int64_t eights;     /* of columns in a part */
-    int nibbles, offsets_in_groups;
+    int nibbles, shifted, scales_in_groups, offsets_in_groups;
 } panel;
 
 /* Code `index` of a stream of codes, as it is packed. */
@@ -170,15 +170,22 @@ INLINE ints weights_at(const uint8_t *eight, int half, int v, const int nibbles)
     return (half ? both >> 4 : both) & 0x0f0f0f0f;
 }
 
+/* Codes without their offset, signed. */
+INLINE ints without(ints u, ints offset) { return (ints)((bytes)u - (bytes)offset); }
+
 INLINE void add_up(panel *own, int64_t parts, const int nibbles) {
     const int64_t size = nibbles ? 4 * PANEL : 8 * PANEL;
     for (int64_t p = 0; p < parts; p++)
         for (int v = 0; v < VECTORS; v++) {
             ints sum = all_ints(0);
+            const int32_t *offset = own->offset + (own->offsets_in_groups ? p * PANEL : 0) + v * LANES;
             for (int64_t e = 0; e < own->eights; e++)
                 for (int half = 0; half < 2; half++) {
                     const ints u = weights_at(own->weights + size * (p * own->eights + e), half, v, nibbles);
-                    sum = dot(sum, u, all_ints(0x01010101), nibbles);
+                    if (own->shifted)
+                        sum = dot(sum, all_ints(0x01010101), without(u, ints_at(offset)), 1);
+                    else
+                        sum = dot(sum, u, all_ints(0x01010101), nibbles);
                 }
             memcpy(own->sums + p * PANEL + v * LANES, &sum, sizeof sum);
         }
@@ -197,18 +204,19 @@ static void take_panel(const multiply_task *task, int64_t first, int64_t outputs
         for (int64_t i = 0; i < PANEL; i++)
             own->scale[g * PANEL + i] = i < outputs ? task->weight_scale[(first + i) * groups + g] : 0.0f;
     for (int64_t g = 0; g < (own->offsets_in_groups ? groups : 1); g++)
-        for (int64_t i = 0; i < PANEL; i++)
-            own->offset[g * PANEL + i] = !task->weight_zero ? 1 << (task->bits - 1)
-                                         : i < outputs ? zero_at(task->weight_zero, groups, g, first + i, task->bits)
-                                                       : 0;
+        for (int64_t i = 0; i < PANEL; i++) {
+            int32_t offset = 1 << (task->bits - 1);
+            if (task->weight_zero) offset = i < outputs ? zero_at(task->weight_zero, groups, g, first + i, task->bits) : 0;
+            own->offset[g * PANEL + i] = own->shifted ? offset * 0x01010101 : offset;
+        }
     for (int64_t i = 0; i < PANEL; i++) {
-        float value = 0.0f;
+        float value = -0.0f; /* which changes nothing */
         if (task->bias && i < outputs)
             value = task->bias_dtype == FLOAT32 ? ((const float *)task->bias)[first + i]
                                                 : widened(((const uint16_t *)task->bias)[first + i]);
         own->bias[i] = value;
     }
-    if (!task->zero) return;
+    if (!task->zero && !own->shifted) return;
     if (own->nibbles)
         add_up(own, task->parts, 1);
     else

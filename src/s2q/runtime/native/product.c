@@ -6,8 +6,11 @@
  * v = z_w + 2^(b−1). The inner sum is exact in int32 and equals Σ (a − z_a)(w − z_w), so these are the bits of
  * s2q/runtime/reference.py: every float operation in its order, each rounded. Codes of 8 bits keep their zero point, which
  * z_a · Σ_k (u_k − v) = z_a · Σ_k u_k − z_a · v · K takes off; sums[] holds Σ (a − z_a), so that only z_a · Σ_k u_k is left to do.
+ *
+ * For groups of 4-bit weights, one integer operation more for each output and group would be felt: there u − v, which fits
+ * int8, is made as the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
  */
-#include "panel.h"
+#include "finish.h"
 
 /* Rows of a tile whose sums stay in registers. */
 #if LANES == 16
@@ -20,40 +23,11 @@ enum { ROWS = 1 };
 /* Bytes of codes that panels pass over before the next ones are taken, and the fewest rows of such a block. */
 enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
 
-INLINE void put_shorts(uint16_t *to, floats value) {
-    words bits;
-    memcpy(&bits, &value, sizeof bits);
-    const words rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16, odd = (words)(value != value);
-    const shorts narrow = __builtin_convertvector((rounded & ~odd) | (odd & 0x7fc0u), shorts);
-    memcpy(to, &narrow, sizeof narrow);
-}
-
-/* Vector v of the panel's part of a row, of which `outputs` values are wanted, to position `at` of the output. */
-INLINE void finish(const multiply_task *task, const panel *own, floats y, int v, int64_t at, int64_t outputs) {
-    const int64_t left = outputs - v * LANES, count = left < LANES ? left : LANES, to = at + v * LANES;
-    float wide[LANES];
-    uint16_t narrow[LANES];
-    if (task->branch) {
-        memcpy(wide, task->branch + to, count * sizeof(float));
-        y += floats_at(wide);
-    }
-    if (task->bias) y += floats_at(own->bias + v * LANES);
-    if (task->dtype == FLOAT32) {
-        float *out = (float *)task->out + to;
-        put_floats(count == LANES ? out : wide, y);
-        if (count < LANES) memcpy(out, wide, count * sizeof(float));
-    } else {
-        uint16_t *out = (uint16_t *)task->out + to;
-        put_shorts(count == LANES ? out : narrow, y);
-        if (count < LANES) memcpy(out, narrow, count * sizeof(uint16_t));
-    }
-}
-
 /* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
- * `single` says that there is one part. */
-INLINE void multiply_rows(const int rows, const int nibbles, const int single, const multiply_task *task,
-                          const panel *own, const int8_t *codes, int64_t high, int64_t first, int64_t output,
-                          int64_t outputs) {
+ * `single` says that there is one part, `zeros` that `zero` may be there. */
+INLINE void multiply_rows(const int rows, const int nibbles, const int single, const int zeros,
+                          const multiply_task *task, const panel *own, const int8_t *codes, int64_t high,
+                          int64_t first, int64_t output, int64_t outputs) {
     float y[ROWS][PANEL];
     const uint8_t *weights = own->weights;
     const int64_t parts = single ? 1 : task->parts, step = 4 * high;
@@ -71,15 +45,15 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
         for (int64_t e = 0; e < own->eights; e++) {
             UNROLL
             for (int half = 0; half < 2; half++) {
+                ints u[VECTORS];
                 UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    const ints u = weights_at(weights, half, v, nibbles);
+                for (int v = 0; v < VECTORS; v++) u[v] = weights_at(weights, half, v, nibbles);
+                UNROLL
+                for (int r = 0; r < rows; r++) {
+                    int32_t four;
+                    memcpy(&four, codes + 4 * r, 4);
                     UNROLL
-                    for (int r = 0; r < rows; r++) {
-                        int32_t four;
-                        memcpy(&four, codes + 4 * r, 4);
-                        sums[r][v] = dot(sums[r][v], u, all_ints(four), nibbles);
-                    }
+                    for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], u[v], all_ints(four), nibbles);
                 }
                 codes += step;
             }
@@ -96,39 +70,119 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
             UNROLL
             for (int v = 0; v < VECTORS; v++) {
                 ints total = sums[r][v] - ints_at(offset + v * LANES) * sum;
-                if (task->zero)
+                if (zeros && task->zero)
                     total -= ints_at(own->sums + p * PANEL + v * LANES) *
                              all_ints((int32_t)task->zero[m * task->groups + at]);
-                const floats part = __builtin_convertvector(total, floats) * delta * floats_at(scale + v * LANES);
-                if (!single)
-                    put_floats(&y[r][v * LANES], floats_at(&y[r][v * LANES]) + part);
-                else if (v * LANES < outputs)
-                    finish(task, own, part, v, m * task->outputs + output, outputs);
+                floats part = __builtin_convertvector(total, floats) * delta;
+                if (single || own->scales_in_groups) part *= floats_at(scale + v * LANES);
+                put_floats(&y[r][v * LANES], single ? part : floats_at(&y[r][v * LANES]) + part);
             }
         }
     }
-    if (single) return;
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < VECTORS && v * LANES < outputs; v++)
-            finish(task, own, floats_at(&y[r][v * LANES]), v, (first + r) * task->outputs + output, outputs);
+    if (single || own->scales_in_groups)
+        finish_rows(rows, 1, task, own, &y[0][0], first, output, outputs);
+    else
+        finish_rows(rows, 0, task, own, &y[0][0], first, output, outputs);
 }
 
-#define MULTIPLY_ROWS(rows, nibbles, single) \
-    multiply_rows(rows, nibbles, single, task, own, codes, high, first, output, outputs)
-#define CASE(rows)                                                          \
-    case rows:                                                              \
-        if (own->nibbles && task->parts == 1)                               \
-            MULTIPLY_ROWS(rows, 1, 1);                                      \
-        else if (own->nibbles)                                              \
-            MULTIPLY_ROWS(rows, 1, 0);                                      \
-        else                                                                \
-            MULTIPLY_ROWS(rows, 0, 0);                                      \
+/* The same of nibbles in several parts, codes SHIFTED. `general` is not set where neither `zero` nor scales of groups are. */
+INLINE void multiply_groups(const int rows, const int general, const multiply_task *task, const panel *own,
+                            const int8_t *codes, int64_t high, int64_t first, int64_t output, int64_t outputs) {
+    const uint8_t *weights = own->weights;
+    const int64_t parts = task->parts, step = 4 * high, groups = task->groups, eights = own->eights;
+    const int64_t jump = groups > 1, weight_jump = task->weight_groups > 1 ? PANEL : 0;
+    const int64_t offset_jump = own->offsets_in_groups ? PANEL : 0;
+    const float *delta = task->scale + first * groups, *scale = own->scale;
+    const float *zero = task->zero ? task->zero + first * groups : NULL;
+    const int32_t *offset = own->offset, *start = own->sums;
+    float y[SHIFTED_TILE * PANEL];
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) put_floats(y + r * PANEL + v * LANES, all_floats(-0.0f));
+    for (int64_t p = 0; p < parts; p++) {
+        ints sums[SHIFTED_TILE][VECTORS];
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) sums[r][v] = ints_at(start + v * LANES) * -128;
+        for (int64_t e = 0; e < eights; e++) {
+            UNROLL
+            for (int half = 0; half < 2; half++) {
+                ints w[VECTORS];
+                UNROLL
+                for (int v = 0; v < VECTORS; v++)
+                    w[v] = without(weights_at(weights, half, v, 1), ints_at(offset + v * LANES));
+                UNROLL
+                for (int r = 0; r < rows; r++) {
+                    int32_t four;
+                    memcpy(&four, codes + 4 * r, 4);
+                    UNROLL
+                    for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], all_ints(four), w[v], 1);
+                }
+                codes += step;
+            }
+            weights += 4 * PANEL;
+        }
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) {
+                ints total = sums[r][v];
+                if (general && zero) total -= ints_at(start + v * LANES) * all_ints((int32_t)zero[r * groups + p * jump]);
+                floats part = __builtin_convertvector(total, floats) * all_floats(delta[r * groups + p * jump]);
+                if (general && weight_jump) part *= floats_at(scale + v * LANES);
+                put_floats(y + r * PANEL + v * LANES, floats_at(y + r * PANEL + v * LANES) + part);
+            }
+        start += PANEL;
+        offset += offset_jump;
+        scale += weight_jump;
+    }
+    if (general && weight_jump)
+        finish_rows(rows, 1, task, own, y, first, output, outputs);
+    else
+        finish_rows(rows, 0, task, own, y, first, output, outputs);
+}
+
+#define ARGUMENTS task, own, codes, high, first, output, outputs
+#define GROUPS_CASE(rows)                             \
+    case rows:                                        \
+        if (task->zero || own->scales_in_groups)      \
+            multiply_groups(rows, 1, ARGUMENTS);      \
+        else                                          \
+            multiply_groups(rows, 0, ARGUMENTS);      \
+        break;
+#define CASE(rows)                                    \
+    case rows:                                        \
+        if (!own->nibbles)                            \
+            multiply_rows(rows, 0, 0, 1, ARGUMENTS);  \
+        else if (task->zero)                          \
+            multiply_rows(rows, 1, 1, 1, ARGUMENTS);  \
+        else                                          \
+            multiply_rows(rows, 1, 1, 0, ARGUMENTS);  \
         break;
 
 static void multiply_tile(const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first,
                           int64_t output, int64_t outputs) {
-    for (int64_t r = 0; r < high; r += ROWS, first += ROWS, codes += 4 * ROWS)
-        switch (high - r < ROWS ? high - r : ROWS) {
+    const int64_t most = own->shifted && ROWS > SHIFTED_TILE ? SHIFTED_TILE : ROWS;
+    for (int64_t r = 0; r < high; r += most, first += most, codes += 4 * most) {
+        const int64_t rows = high - r < most ? high - r : most;
+        if (own->shifted) {
+            switch (rows) {
+                GROUPS_CASE(1)
+#if LANES >= 8
+                GROUPS_CASE(2)
+#endif
+#if LANES == 16
+                GROUPS_CASE(3)
+                GROUPS_CASE(4)
+                GROUPS_CASE(5)
+                GROUPS_CASE(6)
+#endif
+            }
+            continue;
+        }
+        switch (rows) {
             CASE(1)
 #if LANES >= 8
             CASE(2)
@@ -142,6 +196,7 @@ static void multiply_tile(const multiply_task *task, const panel *own, const int
             CASE(8)
 #endif
         }
+    }
 }
 
 /* Outputs of panels [panel_first, panel_last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
@@ -149,7 +204,10 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
                              int64_t tile_last) {
     const int64_t parts = task->parts, length = task->columns / parts, wide = padded(length), row = parts * wide;
     panel own = {.eights = wide / 8, .nibbles = task->bits == 4 && length % 8 == 0};
-    own.offsets_in_groups = task->weight_zero && task->weight_groups > 1;
+    own.shifted = shifted(task->bits, parts, length);
+    const int64_t tile = own.shifted ? SHIFTED_TILE : TILE;
+    own.scales_in_groups = task->weight_groups > 1;
+    own.offsets_in_groups = task->weight_zero && own.scales_in_groups;
     const int64_t groups = task->weight_groups, bytes = (own.nibbles ? 4 : 8) * PANEL * own.eights * parts;
     void *whole;
     own.weights = aligned_memory(bytes + 4 * PANEL * (2 * groups + parts + 1), &whole);
@@ -158,7 +216,7 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
     own.offset = (int32_t *)(own.scale + groups * PANEL);
     own.sums = own.offset + groups * PANEL;
     own.bias = (float *)(own.sums + parts * PANEL);
-    int64_t block = BLOCK / row > BLOCK_LEAST ? BLOCK / row / TILE : BLOCK_LEAST / TILE;
+    int64_t block = BLOCK / row > BLOCK_LEAST ? BLOCK / row / tile : BLOCK_LEAST / tile;
     const int64_t blocks = (tile_last - tile_first + block - 1) / block;
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t from = tile_first + (tile_last - tile_first) * b / blocks;
@@ -167,7 +225,7 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
             const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
             take_panel(task, output, outputs, &own);
             for (int64_t t = from; t < to; t++) {
-                const int64_t first = tile_start(task->rows, t), high = tile_start(task->rows, t + 1) - first;
+                const int64_t first = tile_start(task->rows, tile, t), high = tile_start(task->rows, tile, t + 1) - first;
                 multiply_tile(task, &own, task->codes + first * row, high, first, output, outputs);
             }
         }

@@ -11,6 +11,7 @@ typedef struct {
     int64_t groups;       /* G */
     int64_t parts;        /* P, a multiple of G */
     int64_t n1, n2;       /* of the Kronecker transform, or 0 */
+    int64_t block;        /* of the Hadamard transform, or 0 */
     int64_t bits;
     int64_t layout;
     const void *x;        /* [M, K] */
@@ -22,7 +23,7 @@ typedef struct {
     int8_t *codes;        /* [M, K], in tiles [M, P · padded(K / P)] */
     float *scale;         /* [M, G] */
     float *zero;          /* [M, G], or 0 for the symmetric grid */
-    int32_t *sums;        /* [M, P]: sums of (code − zero), in tiles only */
+    int32_t *sums;        /* [M, P]: sums of (code − zero), in TILES only */
     float *values;        /* [M, K] or 0: the transformed tokens */
 } quantize_task;
 
@@ -34,10 +35,10 @@ typedef struct {
     int64_t bits;
     int64_t weight_groups; /* 1 or P */
     int64_t dtype;         /* of out */
-    const int8_t *codes;   /* in tiles, with zero points taken off unless `zero` is there */
+    const int8_t *codes;   /* in TILES, or SHIFTED where lanes.h says so; zero points taken off unless `zero` is there */
     const float *scale;    /* [M, G] */
     const float *zero;     /* [M, G] or 0: zero points that are still in the codes */
-    const int32_t *sums;   /* [M, P] */
+    const int32_t *sums;   /* [M, P] of codes in TILES */
     const uint8_t *packed; /* [N, words · 4 bytes] */
     const float *weight_scale;   /* [N, weight_groups] */
     const uint32_t *weight_zero; /* [⌈N · bits / 32⌉, weight_groups] or 0 */

@@ -1,0 +1,202 @@
+/* Ranges, grids and codes of a token's groups, each operation as s2q/runtime/reference.py defines it, and the order of tiles. */
+#ifndef S2Q_ROUNDING_H
+#define S2Q_ROUNDING_H
+
+#include "lanes.h"
+
+#if LANES == 16
+INLINE __mmask16 first_lanes(int64_t count) { return count < LANES ? (__mmask16)((1 << count) - 1) : 0xffff; }
+#endif
+
+/* The lowest and the highest of values and 0, or with `symmetric` only how far they go either way; *odd if one is NaN. */
+INLINE void range_of(const float *part, int64_t size, const int symmetric, float *low, float *high, int *odd) {
+    int32_t top = 0, bottom = 0, most = 0;
+    int64_t k = 0;
+#if LANES == 16
+    __m512 up = _mm512_setzero_ps(), down = up;
+    __mmask16 unordered = 0;
+    for (; k < size; k += LANES) {
+        const __m512 x = _mm512_maskz_loadu_ps(first_lanes(size - k), part + k);
+        unordered |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+        up = _mm512_max_ps(up, symmetric ? _mm512_abs_ps(x) : x);
+        if (!symmetric) down = _mm512_min_ps(down, x);
+    }
+    *odd = unordered != 0;
+    if (symmetric) {
+        *high = _mm512_reduce_max_ps(up);
+        *low = 0.0f;
+        return;
+    }
+    /* Both ends at once: the highest values in the lower half, the lowest ones, negated, in the upper. */
+    down = _mm512_xor_ps(down, _mm512_set1_ps(-0.0f));
+    const __m512 halves = _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
+    const __m512 quarters = _mm512_max_ps(halves, _mm512_shuffle_f32x4(halves, halves, 0xb1));
+    const __m512 pairs = _mm512_max_ps(quarters, _mm512_permute_ps(quarters, 0x4e));
+    const __m512 ends = _mm512_max_ps(pairs, _mm512_permute_ps(pairs, 0xb1));
+    *high = _mm512_cvtss_f32(ends);
+    *low = -_mm_cvtss_f32(_mm512_extractf32x4_ps(ends, 2));
+    return;
+#endif
+    for (; k < size; k++) {
+        const int32_t bits = bits_of(part[k]), magnitude = bits & 0x7fffffff, opposite = bits_of(-part[k]);
+        most = magnitude > most ? magnitude : most;
+        if (symmetric) continue;
+        top = bits > top ? bits : top;
+        bottom = opposite > bottom ? opposite : bottom;
+    }
+    *high = float_of(symmetric ? most : top);
+    *low = symmetric ? 0.0f : -float_of(bottom);
+    *odd = most > 0x7f800000;
+}
+
+/* Step sizes and zero points of `groups` ranges; a zero point is 0 on the symmetric grid. `odd` is NaN where a value was, else 0.
+ *
+ * All groups in one loop, so that the compiler takes several at a time. */
+INLINE void grids(int64_t groups, const int symmetric, float largest, float smallest, float clip, const float *low,
+                  const float *high, const float *odd, float *step_out, float *offset_out) {
+    for (int64_t g = 0; g < groups; g++) {
+        float step = symmetric ? clip * high[g] / largest : clip * (high[g] - low[g]) / (largest - smallest);
+        step = step > 0.0f ? step : 1.0f;
+        if (!symmetric) {
+            float offset = rintf(-clip * low[g] / step) + smallest;
+            offset = offset < smallest ? smallest : offset;
+            offset_out[g] = offset > largest ? largest : offset;
+        }
+        step_out[g] = step + odd[g];
+    }
+}
+
+typedef struct {
+    float step, offset, taken; /* code = clamp(round(x / step) + offset) − taken */
+    float smallest, largest;
+} rounding;
+
+INLINE void round_line(const float *part, int64_t size, rounding how, int8_t *line) {
+    for (int64_t k = 0; k < size; k++) {
+        float code = rintf(part[k] / how.step) + how.offset;
+        code = code > how.smallest ? code : how.smallest;
+        code = code < how.largest ? code : how.largest;
+        line[k] = (int8_t)(int32_t)(code - how.taken);
+    }
+}
+
+/* A row's codes into a tile of `rows` rows: eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). */
+INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t rows) {
+    for (int64_t k = 0; k < columns; k += 8, to += 8 * rows) {
+        uint64_t even, odd;
+        memcpy(&even, line + k, 8);
+        odd = even >> 8;
+#define GATHER(value)                                              \
+    value &= 0x00ff00ff00ff00ffu;                                  \
+    value = (value | value >> 8) & 0x0000ffff0000ffffu;            \
+    value |= value >> 16
+        GATHER(even);
+        GATHER(odd);
+        const uint32_t first = (uint32_t)even, second = (uint32_t)odd;
+        memcpy(to, &first, 4);
+        memcpy(to + 4 * rows, &second, 4);
+    }
+}
+
+#if LANES == 16
+/* Sixteen codes from their whole quotients; eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). */
+INLINE __m512i codes_of(__m512 whole, __m512 more, __m512 smallest, __m512 largest) {
+    /* The second operand is the result where the first is NaN. */
+    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_add_ps(whole, more), smallest), largest));
+}
+
+INLINE __m128i in_eights(__m512i codes, __m128i flip) {
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    return _mm_shuffle_epi8(_mm_xor_si128(_mm512_cvtepi32_epi8(codes), flip), order);
+}
+
+/* `round_line` for an eightfold number of columns, eights in the order of tiles and every code with `flip` flipped; `line` is
+ * written in sixteens. Returns the sum of the codes before that, if it is `summed`.
+ *
+ * A quotient below 400 and its dividend times the reciprocal differ by less than 1e-4, so they round to the same whole number
+ * unless they lie that close to a half; only there, and where the reciprocal is not normal, is divided. Larger ones are clamped. */
+INLINE int32_t round_eights(const float *part, int64_t size, rounding how, int8_t flip, const int summed, int8_t *line) {
+    const __m512 step = _mm512_set1_ps(how.step), more = _mm512_set1_ps(how.offset - how.taken);
+    const __m512 smallest = _mm512_set1_ps(how.smallest - how.taken), largest = _mm512_set1_ps(how.largest - how.taken);
+    const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
+    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.4999f);
+    const __m128i flipped = _mm_set1_epi8(flip);
+    __m512i sum = _mm512_setzero_si512();
+    int64_t k = 0;
+    for (; k + 4 * LANES <= size; k += 4 * LANES) {
+        __m512 whole[4];
+        __mmask16 close = 0;
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(part + k + i * LANES), reciprocal);
+            whole[i] = _mm512_roundscale_ps(ratio, 8);
+            close |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole[i])), half, _CMP_NLE_UQ);
+        }
+        if (close)
+            for (int i = 0; i < 4; i++)
+                whole[i] = _mm512_roundscale_ps(_mm512_div_ps(_mm512_loadu_ps(part + k + i * LANES), step), 8);
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            const __m512i codes = codes_of(whole[i], more, smallest, largest);
+            if (summed) sum = _mm512_add_epi32(sum, codes);
+            _mm_storeu_si128((__m128i *)(line + k + i * LANES), in_eights(codes, flipped));
+        }
+    }
+    for (; k < size; k += LANES) {
+        const __mmask16 own = first_lanes(size - k);
+        const __m512 x = _mm512_maskz_loadu_ps(own, part + k), ratio = _mm512_mul_ps(x, reciprocal);
+        __m512 whole = _mm512_roundscale_ps(ratio, 8);
+        if (_mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole)), half, _CMP_NLE_UQ))
+            whole = _mm512_roundscale_ps(_mm512_div_ps(x, step), 8);
+        const __m512i codes = codes_of(whole, more, smallest, largest);
+        if (summed) sum = _mm512_mask_add_epi32(sum, own, sum, codes);
+        _mm_storeu_si128((__m128i *)(line + k), in_eights(codes, flipped));
+    }
+    return summed ? _mm512_reduce_add_epi32(sum) : 0;
+}
+
+/* `rows` lines of codes in eights, `stride` apart and readable up to a multiple of 64, as a tile: words of four in turn. */
+static void interleave(const int8_t *lines, int64_t stride, int64_t columns, int64_t rows, int8_t *to) {
+    const int64_t jump = 4 * rows;
+    const int8_t *end = to + columns * rows;
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for (int64_t k = 0; k < columns; k += 64) {
+        __m512i a[TILE], b[TILE];
+        UNROLL
+        for (int r = 0; r < TILE; r++) a[r] = r < rows ? _mm512_loadu_si512(lines + r * stride + k) : _mm512_setzero_si512();
+        UNROLL
+        for (int r = 0; r < TILE; r += 2) {
+            b[r] = _mm512_unpacklo_epi32(a[r], a[r + 1]);
+            b[r + 1] = _mm512_unpackhi_epi32(a[r], a[r + 1]);
+        }
+        UNROLL
+        for (int r = 0; r < TILE; r += 4) {
+            a[r] = _mm512_unpacklo_epi64(b[r], b[r + 2]);
+            a[r + 1] = _mm512_unpackhi_epi64(b[r], b[r + 2]);
+            a[r + 2] = _mm512_unpacklo_epi64(b[r + 1], b[r + 3]);
+            a[r + 3] = _mm512_unpackhi_epi64(b[r + 1], b[r + 3]);
+        }
+        /* Lane l of a[w] and a[4 + w]: word 4 l + w of rows 0 … 3 and 4 … 7. */
+        __m256i words[16];
+        UNROLL
+        for (int w = 0; w < 4; w++) {
+            const __m512i front = _mm512_permutex2var_epi64(a[w], low, a[4 + w]);
+            const __m512i back = _mm512_permutex2var_epi64(a[w], high, a[4 + w]);
+            words[w] = _mm512_castsi512_si256(front);
+            words[4 + w] = _mm512_extracti64x4_epi64(front, 1);
+            words[8 + w] = _mm512_castsi512_si256(back);
+            words[12 + w] = _mm512_extracti64x4_epi64(back, 1);
+        }
+        /* What is written beyond a word's rows is written over by the next one. */
+        UNROLL
+        for (int w = 0; w < 16; w++, to += jump) {
+            if (to + 32 <= end)
+                _mm256_storeu_si256((__m256i *)to, words[w]);
+            else if (to < end)
+                memcpy(to, &words[w], jump);
+        }
+    }
+}
+#endif
+
+#endif
