@@ -35,6 +35,7 @@ from s2q.models.lookup import resolve
 from s2q.numerics.kronecker import kronecker_factors
 from s2q.quantization.block import calibrate_block
 from s2q.quantization.objective import BlockSample
+from s2q.quantization.schemes import groups_for
 from s2q.random_model import fill
 from s2q.recipe import Recipe
 from s2q.recipes import get_recipe, override
@@ -255,7 +256,7 @@ def calibration(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
             samples.append(BlockSample(call.first, call.sides[0], target, weights, frames=latents[0]))
         if device != "cpu":
             torch.cuda.reset_peak_memory_stats()
-        done = calibrate_block(block, family, recipe, family.groups(block, recipe.keep_float), samples, seed=0)
+        done = calibrate_block(block, family, recipe, groups_for(recipe, family, block), samples, seed=0)
         peak = None if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
         row = {"model": name, "tokens": samples[0].target.shape[1], "samples": count, "epochs": 1}
         rows.append(row | {"seconds": done.seconds, "peak_gib": peak, "samples_are_held_on": device})

@@ -20,6 +20,7 @@ from s2q.progress import Progress, Stage
 from s2q.quantization.block import calibrate_block, packed_block
 from s2q.quantization.learn import batch_count
 from s2q.quantization.objective import BlockSample
+from s2q.quantization.schemes import groups_for
 from s2q.quantization.tokens import weights_of_all
 from s2q.ranks import Ranks
 from s2q.recipe import Recipe
@@ -153,7 +154,7 @@ class Blockwise:
             self.quantized[k] = replay(packed, self.family, to_device(self.quantized[k], self.device), sides[index])
 
     def _calibrate(self, block: nn.Module, index: int, name: str, stage: Stage) -> None:
-        groups = self.family.groups(block, self.recipe.keep_float)
+        groups = groups_for(self.recipe, self.family, block)
         samples = Samples(len(self.sides), lambda k: self._sample(k, index))
         seed = derived_seed(self.seed, "block", index)
         linears = [linear for group in groups for linear in group]

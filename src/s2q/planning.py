@@ -20,7 +20,7 @@ from s2q.models.family import Family
 from s2q.models.folder import PARTS, weight_files
 from s2q.models.geometry import Geometry, geometry, vae_factors
 from s2q.models.lookup import resolve
-from s2q.quantization.schemes import scheme_for, scheme_spec
+from s2q.quantization.schemes import groups_for, scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
@@ -133,7 +133,7 @@ def _targets(model: nn.Module, family: Family, recipe: Recipe) -> tuple[dict[str
     """Shapes of the quantized linears, bytes of their codes, bytes of their scales and transforms."""
     targets, packed, extra = {}, 0, 0
     for block_name, block in family.blocks(model):
-        for group in family.groups(block, recipe.keep_float):
+        for group in groups_for(recipe, family, block):
             for name in group:
                 linear = block.get_submodule(name)
                 rows, columns = linear.out_features, linear.in_features

@@ -9,7 +9,7 @@ from s2q.checkpoint import QuantizationSpec, SchemeSpec
 from s2q.models.family import Family
 from s2q.models.lookup import resolve
 from s2q.numerics.kronecker import random_orthogonal
-from s2q.quantization.schemes import merged, scheme_for, scheme_spec
+from s2q.quantization.schemes import groups_for, merged, scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.runtime.diffusers import swap_linears
 from s2q.runtime.linear import QuantLinear
@@ -20,7 +20,7 @@ def random_spec(model: nn.Module, family: Family, recipe: Recipe) -> Quantizatio
     linears: list[tuple[str, SchemeSpec, str]] = []
     shared = []
     for block_name, block in family.blocks(model):
-        for group in family.groups(block, recipe.keep_float):
+        for group in groups_for(recipe, family, block):
             shared += [tuple(f"{block_name}.{name}" for name in group)] if len(group) > 1 else []
             for name in group:
                 shape = block.get_submodule(name).weight.shape

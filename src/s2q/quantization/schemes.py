@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 
+from torch import nn
+
 from s2q.checkpoint import SchemeSpec
 from s2q.models.family import Family
 from s2q.numerics.hadamard import hadamard_block
+from s2q.quantization.statistics import Group
 from s2q.quantization.transforms import rotation_factors
 from s2q.recipe import LinearScheme, Recipe
 
@@ -15,6 +18,22 @@ def scheme_for(recipe: Recipe, family: Family, name: str, shape: Sequence[int]) 
     if scheme.transform is None:
         return scheme
     return scheme.model_copy(update={"transform": scheme.transform.for_shape(*shape)})
+
+
+def groups_for(recipe: Recipe, family: Family, block: nn.Module) -> list[Group]:
+    """The linears of `block` that are quantized, those together that share an input and what is done to it.
+
+    Linears that share an input but not its rotation, for some have fewer outputs than it has channels (keys of fewer heads
+    under `down_rotation`), are groups of their own.
+    """
+    found = []
+    for group in family.groups(block, recipe.keep_float):
+        alike: dict[str, list[str]] = {}
+        for name in group:
+            scheme = scheme_for(recipe, family, name, block.get_submodule(name).weight.shape)
+            alike.setdefault("none" if scheme.transform is None else scheme.transform.rotation, []).append(name)
+        found += [tuple(names) for names in alike.values()]
+    return found
 
 
 def scheme_spec(scheme: LinearScheme, columns: int) -> SchemeSpec:
