@@ -30,8 +30,8 @@ from s2q.storage import write_json
 # Heads, channels of a head, channels of the time embedding, text tokens.
 MODELS = {"CogVideoX-2B": (30, 64, 512, 226), "CogVideoX-5B": (48, 64, 512, 226), "demo": (5, 32, 128, 16)}
 KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What the recipes' schemes come to: s2q_vdit is a transform, s2q_plus a transform and groups.
-TIMED = ("transform", "transform and groups")
+# What the recipes' schemes come to: s2q_vdit is a transform, s2q_plus a transform and groups, or cheaper with Hadamard blocks.
+TIMED = ("transform", "transform and groups", "Hadamard blocks and groups")
 
 
 def block_of(model: str) -> CogVideoXBlock:

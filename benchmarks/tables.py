@@ -12,6 +12,7 @@
     plus        what each part of s2q_plus adds, and whether salient samples help it
     epochs      s2q_plus with a third of the steps
     leads       what s2q_plus could have beside: smaller groups, groups in the weights, a low-rank branch
+    rotation    s2q_plus with Hadamard blocks, which cost less, at the down projections or everywhere
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -101,6 +102,14 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
             f"{PLUS}:linear.group_size=64",
             f"{PLUS}:linear.low_rank.rank=2",
             f"{PLUS}:linear.low_rank.rank=2:linear.low_rank.start=zero",
+        ],
+        ["W4A4"],
+    ),
+    "rotation": (
+        [
+            PLUS,
+            f"{PLUS}:linear.transform.down_rotation=hadamard_blocks",
+            f"{PLUS}:linear.transform.rotation=hadamard_blocks",
         ],
         ["W4A4"],
     ),
