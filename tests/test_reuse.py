@@ -103,7 +103,7 @@ def test_learning_goes_on_from_there_with_the_received_attention_of_the_base(
     base = quantized()
     rounded = quantize(tuned, again(), tmp_path / "rounded", prompts=PROMPTS, reuse=base.folder)
     learned = quantize(
-        tuned, cheap("s2q_vdit", "W4A6", "optim.epochs=4"), tmp_path / "on", prompts=PROMPTS, reuse=base.folder
+        tuned, cheap("s2q_vdit", "W4A6", "optim.epochs=15"), tmp_path / "on", prompts=PROMPTS, reuse=base.folder
     )
     assert "received attention" in noted(learned)["reused"]["taken"]
     errors = [sum(block["after"] for block in noted(made)["blocks"]) for made in (rounded, learned)]
