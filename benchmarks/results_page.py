@@ -20,7 +20,7 @@ import speed_tables
 
 RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
-SPEED = {name: getattr(speed_tables, name) for name in ("efficiency", "blocks", "clip", "growth", "peers")}
+SPEED = {name: getattr(speed_tables, name) for name in ("linear", "efficiency", "blocks", "clip", "growth", "peers")}
 PLACE = re.compile(
     rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|{'|'.join(SPEED)}) -->\n.*?<!-- end -->", re.DOTALL
 )

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 
+FLOATS = ("float32", "bfloat16")
+
+
 def _lines(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
@@ -28,6 +31,26 @@ def efficiency(made: Mapping[str, Any]) -> str:
         for name, row in made["rows"].items()
     ]
     said = f"{made['model']}, {made['tokens']} tokens, batch {made['batch']}, {_threads(made)}, {made['capability']}."
+    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+
+
+def linear(made: Mapping[str, Any]) -> str:
+    """The quantized linear under each scheme, as many times as fast as both floats."""
+    schemes = dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"])
+    heads = ["model", "K → N", "M", *(scheme or "plain" for scheme in schemes)]
+    rows = [
+        [
+            row["model"],
+            f"{row['k']} → {row['n']}",
+            str(row["m"]),
+            *(
+                " / ".join(f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS)
+                for scheme in schemes
+            ),
+        ]
+        for row in made["rows"]
+    ]
+    said = f"× float32 / × bfloat16, {made['bits']}, {_threads(made)}, {made['instruction_set']}."
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
 
 
