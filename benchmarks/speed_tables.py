@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-
 FLOATS = ("float32", "bfloat16")
 
 
