@@ -122,6 +122,14 @@ def test_bits_flipped_in_the_configuration_are_refused_or_do_not_matter(places: 
         assert all(torch.equal(state[name], tensor) for name, tensor in written.tensors.items())
 
 
+def test_a_dtype_that_does_not_exist_is_refused_in_our_words(written: Written) -> None:
+    with (
+        written.but(config=written.config.replace(b'"float32"', b'"floaT32"')) as folder,
+        pytest.raises(CheckpointError, match=r"describes no .* that can be made"),
+    ):
+        load_text_encoders(written.pipeline, [folder], torch.float32, "cpu")
+
+
 class Shards:
     """The encoder in two files, and an index that the test writes."""
 

@@ -11,7 +11,7 @@ import torch
 import transformers
 from torch import nn
 
-from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD
+from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError
 from s2q.models.folder import PipelineError
 from s2q.shards import TEXT_INDEX_NAME, TEXT_SINGLE_NAME, weight_places
 from s2q.storage import read_json
@@ -138,5 +138,9 @@ def load_text_encoders(
         if part in loaded:
             raise PipelineError(f"{folder} is a second {part}: give one")
         weight_places(folder, TEXT_SINGLE_NAME, TEXT_INDEX_NAME)  # transformers takes an index at its word
-        loaded[part] = getattr(transformers, name).from_pretrained(folder, dtype=dtype).to(device)
+        try:
+            loaded[part] = getattr(transformers, name).from_pretrained(folder, dtype=dtype).to(device)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            # What transformers stumbles over in a configuration that makes no sense is no error of its own.
+            raise CheckpointError(f"{folder / 'config.json'} describes no {name} that can be made: {error}") from error
     return loaded
