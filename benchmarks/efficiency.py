@@ -19,7 +19,7 @@ from typing import Any
 
 import diffusers
 import torch
-from released import MODELS
+from released import MODELS, class_and_config
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -49,10 +49,8 @@ class AttentionClock(TorchFunctionMode):
 
 def make(kind: str, name: str, bits: str) -> nn.Module:
     """The model `name` as `kind` says: a dtype, or a recipe (then everything that is not packed is bfloat16)."""
-    config = dict(MODELS[name])
-    model_class = getattr(diffusers, config.pop("_class_name"))
     recipe = None if kind in FLOAT else get_recipe(kind, bits)
-    return random_model(model_class, config, recipe, FLOAT.get(kind, torch.bfloat16))
+    return random_model(*class_and_config(MODELS[name]), recipe, FLOAT.get(kind, torch.bfloat16))
 
 
 def inputs(model: nn.Module, latent: tuple[int, int, int], batch: int) -> dict[str, Any]:

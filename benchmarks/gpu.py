@@ -22,9 +22,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from released import COGVIDEOX, HUNYUANVIDEO, MODELS, WAN
+from released import COGVIDEOX, HUNYUANVIDEO, MODELS, WAN, class_and_config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -195,8 +194,7 @@ def inputs_of(config: dict[str, Any], latents: tuple[int, ...], batch: int, devi
 
 def empty_model(config: dict[str, Any], recipe: Recipe | None) -> nn.Module:
     """A bfloat16 transformer on the meta device; with a recipe, its linears packed as that recipe packs them."""
-    given = {name: value for name, value in config.items() if name != "_class_name"}
-    return random_model.empty_model(getattr(diffusers, config["_class_name"]), given, recipe, torch.bfloat16)
+    return random_model.empty_model(*class_and_config(config), recipe, torch.bfloat16)
 
 
 def models(tiny: bool) -> dict[str, tuple[dict[str, Any], tuple[int, ...]]]:

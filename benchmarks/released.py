@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import diffusers
+from torch import nn
+
 COGVIDEOX, HUNYUANVIDEO, WAN = (
     {"_class_name": f"{name}Transformer3DModel"} for name in ("CogVideoX", "HunyuanVideo", "Wan")
 )
@@ -12,3 +15,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "Wan-14B": WAN,
 }
 """What stands beside a class is what departs from its defaults."""
+
+
+def class_and_config(config: dict[str, Any]) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class that a configuration names, and the rest of it."""
+    given = {name: value for name, value in config.items() if name != "_class_name"}
+    return getattr(diffusers, config["_class_name"]), given

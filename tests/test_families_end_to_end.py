@@ -9,12 +9,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny import PROMPTS, cheap, simulate
+from tiny import PROMPTS, calls_by_step, cheap, simulate
 from tiny_families import FAMILIES
 from torch import nn
 
 from s2q.assessment import _token_figure, evaluate
-from s2q.calibration.calls import calls_by_step
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.models import resolve
 from s2q.models.pipelines import OpenPipeline, default_call, open_pipeline

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import PROMPTS, cheap
+from tiny import PROMPTS, calls_by_step, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
 from tiny_pipelines import PIPELINES, with_stand_ins
 
 from s2q.assessment import evaluate
-from s2q.calibration.calls import calls_by_step, same
+from s2q.calibration.calls import same
 from s2q.calibration.recording import record_trajectories
 from s2q.models.geometry import latent_size
 from s2q.models.pipelines import load_transformer

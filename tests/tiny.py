@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from s2q.calibration.calls import Call, calls_by_section
 from s2q.checkpoint import SchemeSpec
+from s2q.models.pipelines import OpenPipeline
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack, unpack
 from s2q.numerics.quantizer import group_count, integer_range
@@ -98,6 +100,12 @@ def make_pipeline(folder: Path) -> Path:
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
+    """The steps of all sections, see `calls_by_section`, and the latent that the last one leaves."""
+    sections = calls_by_section(opened, prompt, seed)
+    return [step for section in sections for step in section.steps], sections[-1].final
 
 
 def cheap(name: str, bits: str, *changes: str) -> Recipe:

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PROMPTS, STEPS
+from tiny import PROMPTS, STEPS, calls_by_step
 from tiny_families import FAMILIES, make_wan_pipeline
 from torch import Tensor
 
 from s2q.calibration import recording
-from s2q.calibration.calls import as_calls, calls_by_section, calls_by_step
+from s2q.calibration.calls import as_calls, calls_by_section
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.families import HUNYUAN_VIDEO, WAN

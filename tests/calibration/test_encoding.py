@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny import PROMPTS
+from tiny import PROMPTS, calls_by_step
 from tiny_families import FAMILIES
 
-from s2q.calibration.calls import calls_by_step
 from s2q.calibration.encoding import prompts_encoded
 from s2q.models.pipelines import OpenPipeline
 

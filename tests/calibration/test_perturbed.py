@@ -7,12 +7,11 @@ from typing import Any
 import pytest
 import torch
 from diffusers import LayerSkipConfig, SkipLayerGuidance
-from tiny import CHEAP, PROMPTS, STEPS, cheap, folder_bytes
+from tiny import CHEAP, PROMPTS, STEPS, calls_by_step, cheap, folder_bytes
 from tiny_pipelines import PIPELINES
 from torch import Tensor
 from typer.testing import CliRunner
 
-from s2q.calibration.calls import calls_by_step
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.checkpoint import PROVENANCE_NAME

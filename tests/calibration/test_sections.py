@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import PROMPTS, STEPS, cheap
+from tiny import PROMPTS, STEPS, calls_by_step, cheap
 from tiny_media import MEDIA_PIPELINES, with_media
 from tiny_pipelines import with_stand_ins
 
-from s2q.calibration.calls import calls_by_section, calls_by_step, same
+from s2q.calibration.calls import calls_by_section, same
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.salience import diffusion_salience, salience_of_prompt
 from s2q.calibration.trajectory import SECTIONS, TrajectoryStore

@@ -36,7 +36,7 @@ def layer(scheme: LinearScheme) -> SimulatedLinear:
 def packed(simulated: SimulatedLinear) -> QuantLinear:
     scheme = simulated.scheme
     made = QuantLinear(K, N, True, scheme_spec(scheme, K))
-    tensors = freeze(simulated, scheme, None)
+    tensors = freeze(simulated, None)
     assert set(tensors) == set(made.tensor_names)
     for name, tensor in tensors.items():
         expected = getattr(made, name)
@@ -110,7 +110,7 @@ def test_adaround_starts_at_the_float_weight_and_ends_on_the_grid() -> None:
     assert torch.allclose(inside, simulated.weight, atol=1e-5)
     up = torch.ones_like(simulated.round_logit)
     simulated.round_logit.data = up * 5
-    codes = unpack(freeze(simulated, simulated.scheme, None)["weight_packed"], 4, K)
+    codes = unpack(freeze(simulated, None)["weight_packed"], 4, K)
     assert torch.equal(codes.float(), (simulated.round_floor + 1).clamp(-8, 7))
 
 

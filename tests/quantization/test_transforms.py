@@ -77,7 +77,7 @@ def test_folding_makes_up_for_the_transform_as_stored(kind: str) -> None:
 def test_what_is_packed_computes_what_was_simulated(kind: str, act_bits: int | None) -> None:
     chosen = scheme(kind, act_bits=act_bits)
     simulated = SimulatedLinear(linear(), chosen, learned(chosen))
-    tensors = freeze(simulated, chosen, None)
+    tensors = freeze(simulated, None)
 
     packed = QuantLinear(K, N, True, scheme_spec(chosen, K))
     assert set(tensors) == set(packed.tensor_names)
@@ -96,7 +96,7 @@ def test_frozen_codes_fit_the_grid_and_use_it(bits: int) -> None:
     from s2q.numerics.quantizer import integer_range
 
     chosen = scheme(weight_bits=bits)
-    tensors = freeze(SimulatedLinear(linear(), chosen, learned(chosen)), chosen, None)
+    tensors = freeze(SimulatedLinear(linear(), chosen, learned(chosen)), None)
     codes = unpack(tensors["weight_packed"], bits, K)
     smallest, largest = integer_range(bits)
     assert smallest <= int(codes.min()) < 0 < int(codes.max()) <= largest

@@ -25,12 +25,6 @@ class Section(NamedTuple):
     """What the last step leaves, on the CPU."""
 
 
-def calls_by_step(opened: OpenPipeline, prompt: str, seed: int) -> tuple[list[list[Call]], Tensor]:
-    """The steps of all sections, see `calls_by_section`, and the latent that the last one leaves."""
-    sections = calls_by_section(opened, prompt, seed)
-    return [step for section in sections for step in section.steps], sections[-1].final
-
-
 def calls_by_section(opened: OpenPipeline, prompt: str, seed: int) -> list[Section]:
     """How the transformer is called while a clip is made. A section begins where the time is later than it was before.
 

@@ -61,10 +61,10 @@ def calibrate_block(
     hessians = _hessians(simulated, family, recipe, groups, samples)
     tensors = {}
     for group in groups:
-        scheme = scheme_for(recipe, family, group[0], block.get_submodule(group[0]).weight.shape)
         for name in group:
-            simulated.get_submodule(name).inputs.forget()
-            tensors[name] = freeze(simulated.get_submodule(name), scheme, hessians.get(group))
+            linear = simulated.get_submodule(name)
+            linear.inputs.forget()
+            tensors[name] = freeze(linear, hessians.get(group))
     error_nearest = error = None
     if samples:
         error = relative_error(packed_block(block, family, recipe, tensors), family, samples)
@@ -95,8 +95,7 @@ def _hessians(
     With `weighted_hessian` each token counts by its λ of Eq. 11.
     """
     hessians: dict[Group, Tensor] = {}
-    shapes = {group: simulated.get_submodule(group[0]).weight.shape for group in groups}
-    wanted = [group for group in groups if scheme_for(recipe, family, group[0], shapes[group]).rounding == "gptq"]
+    wanted = [group for group in groups if simulated.get_submodule(group[0]).scheme.rounding == "gptq"]
 
     def receive(group: Group, linear: SimulatedLinear, x: Tensor, index: int) -> None:
         weights = samples[index].weights if recipe.objective.weighted_hessian else None

@@ -9,7 +9,6 @@ from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.packing import pack
 from s2q.numerics.quantizer import quantize
 from s2q.quantization.layer import SimulatedLinear
-from s2q.recipe import LinearScheme
 from s2q.runtime.reference import STORED, InputTransform
 
 
@@ -33,13 +32,13 @@ def fold(weight: Tensor, transform: InputTransform) -> Tensor:
 
 
 @torch.no_grad()
-def freeze(linear: SimulatedLinear, scheme: LinearScheme, hessian: Tensor | None) -> dict[str, Tensor]:
+def freeze(linear: SimulatedLinear, hessian: Tensor | None) -> dict[str, Tensor]:
     """The tensors of `s2q.checkpoint` for one linear (without bias).
 
     Args:
         hessian: [K, K] of the transformed, quantized inputs; needed by GPTQ.
     """
-    transform = frozen_transform(linear)
+    scheme, transform = linear.scheme, frozen_transform(linear)
     down, up = (None if t is None else t.bfloat16() for t in (linear.low_rank_down, linear.low_rank_up))
     weight = linear.remainder(fold(linear.weight, transform))
     bits = scheme.weight_bits

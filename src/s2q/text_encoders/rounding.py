@@ -115,4 +115,4 @@ def _rounded(weight: Tensor, scheme: LinearScheme, hessian: Tensor | None) -> di
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     inputs = SharedTransform(columns, scheme, torch.ones(columns, device=weight.device), torch.Generator())
-    return freeze(SimulatedLinear(linear, scheme, inputs), scheme, hessian)
+    return freeze(SimulatedLinear(linear, scheme, inputs), hessian)
