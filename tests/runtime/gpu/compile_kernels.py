@@ -23,7 +23,8 @@ GROUPS = {
     "GROUPS": 30, "SIZE": 64, "X_GROUPS": 30, "WEIGHT_GROUPS": 30, "X_ZERO": True, "WEIGHT_ZERO": True, "RANK": 32,
     "BLOCK_K": 64,
 }  # fmt: skip
-ROWS = {"COLUMNS": 1920, "CHANNEL": True, "CLIP": True, **FLOATS}
+ROWS = {"COLUMNS": 1920, "CHANNEL": True, "CLIP": True, "STAGES": 0, "FACTOR": 1.0, **FLOATS}
+BLOCKS = {"STAGES": 7, "FACTOR": 128**-0.5}
 CASES = {
     "W4": (product._multiply_kernel, "*i8", PRODUCT),
     "W4 in groups": (product._multiply_kernel, "*i8", PRODUCT | GROUPS),
@@ -42,6 +43,12 @@ CASES = {
         "SYMMETRIC": True}),
     "rows in groups": (tokens._rows_kernel, X, ROWS | {
         "GROUPS": 30, "SIZE": 64, "BLOCK_GROUPS": 32, "PADDED": 64, "KEEP": True, "LIMITS": True, "SYMMETRIC": False}),
+    "blocks": (tokens._rows_kernel, X, ROWS | BLOCKS | {
+        "COLUMNS": 7680, "GROUPS": 1, "SIZE": 7680, "BLOCK_GROUPS": 1, "PADDED": 8192, "KEEP": False, "LIMITS": False,
+        "SYMMETRIC": True}),
+    "blocks of groups": (tokens._rows_kernel, X, ROWS | BLOCKS | {
+        "COLUMNS": 7680, "GROUPS": 120, "SIZE": 64, "BLOCK_GROUPS": 32, "PADDED": 64, "KEEP": True, "LIMITS": False,
+        "SYMMETRIC": False}),
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def test_every_kernel_compiles_for_hopper_and_multiplies_on_its_tensor_cores(tmp
     assert [units[case] for case in ("W4", "W4 in groups", "W8", "left", "right")] == ["wgmma"] * 5
     assert units["W3"] == "wgmma by bytes"
     assert units["W4A16"] == "mma"
-    assert [units[case] for case in ("sums", "rows", "rows in groups")] == ["-"] * 3
+    assert [units[case] for case in ("sums", "rows", "rows in groups", "blocks", "blocks of groups")] == ["-"] * 5
 
 
 def test_the_main_kernels_compile_for_the_oldest_gpu_that_is_taken(tmp_path: Path) -> None:

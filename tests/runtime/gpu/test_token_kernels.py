@@ -112,6 +112,38 @@ def test_any_factors_are_transformed_and_rounded(
     assert torch.equal(again.codes, made.codes)
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    tokens=st.integers(1, 3),
+    width_block_groups=st.sampled_from(
+        [(64, 16, 1), (96, 32, 3), (96, 32, 1), (256, 128, 4), (256, 128, 8), (640, 128, 10), (80, 16, 2), (48, 2, 1),
+         (32, 1, 1), (512, 256, 1), (384, 128, 6)]
+    ),
+    dtype=st.sampled_from(DTYPES),
+    bits=st.integers(4, 8),
+    symmetric=st.booleans(),
+    channel=st.booleans(),
+    keep=st.booleans(),
+)  # fmt: skip
+def test_hadamard_blocks_are_mixed_in_the_order_of_the_definition(
+    device, tokens, width_block_groups, dtype, bits, symmetric, channel, keep
+) -> None:
+    width, block, groups = width_block_groups
+    factor = torch.rand(width, generator=torch.Generator().manual_seed(width)) + 0.5 if channel else None
+    transform, acts = InputTransform(scale=factor, hadamard=block), ActFormat(bits, symmetric, groups)
+    x = rows((tokens, width), dtype=dtype)
+    made, values = quantized(device, x, transform, acts, keep), transform_input(x, transform)
+    assert torch.equal(made.values, values) if keep else made.values is None
+    check_rounding(made, values, transform, acts)
+
+
+@pytest.mark.parametrize(("size", "groups", "block"), [(64, 30, 128), (16, 480, 128), (1920, 1, 128), (80, 96, 16)])
+def test_no_released_layout_of_hadamard_blocks_is_left_to_torch(size: int, groups: int, block: int) -> None:
+    from s2q.runtime.gpu import tokens
+
+    assert tokens._groups_together(size, groups, block) is not None
+
+
 @pytest.mark.parametrize("width", [16, 96])
 def test_a_row_with_nan_stays_nan_and_spares_the_others(device: str, width: int) -> None:
     x = rows((3, width))

@@ -4,8 +4,10 @@ The Kronecker transform is two products: x·(I ⊗ P2) takes all rows of n2 valu
 n2 is padded; (P1ᵀ ⊗ I) then takes a token as the matrix [n1, n2], held whole by one program, which rounds it in the same pass
 if the token has one group. Both sum in float32, from three products of TensorFloat-32 parts (`tf32x3`), which is about
 float32's accuracy. Division and rounding are those of IEEE, so that steps and codes follow from x̂ bit for bit as
-`s2q.runtime.reference` defines them. Hadamard blocks are left to torch.
+`s2q.runtime.reference` defines them. Hadamard blocks are additions in the registers of the pass that rounds.
 """
+
+import math
 
 import torch
 import triton
@@ -109,12 +111,22 @@ def _left_kernel(x, left, clip, values, codes, scale, zero,
 
 
 @triton.jit
+def _hadamard(tile, ROWS: tl.constexpr, COLUMNS: tl.constexpr, STAGES: tl.constexpr, FACTOR: tl.constexpr):
+    """Stretches of 2^STAGES neighbours of `tile`, read as one row, mixed in the order of `hadamard_blocks`."""
+    for stage in tl.static_range(STAGES):
+        pairs = tl.reshape(tile, (ROWS * COLUMNS // (2 << stage), 2, 1 << stage))
+        one, other = tl.split(tl.permute(pairs, (0, 2, 1)))
+        tile = tl.reshape(tl.permute(tl.join(one + other, one - other), (0, 2, 1)), (ROWS, COLUMNS))
+    return tile * FACTOR
+
+
+@triton.jit
 def _rows_kernel(x, channel, clip, limits, values, codes, scale, zero,
                  COLUMNS: tl.constexpr, GROUPS: tl.constexpr, SIZE: tl.constexpr, BLOCK_GROUPS: tl.constexpr,
                  PADDED: tl.constexpr, CHANNEL: tl.constexpr, KEEP: tl.constexpr, CLIP: tl.constexpr,
-                 LIMITS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr,
-                 SYMMETRIC: tl.constexpr):  # fmt: skip
-    """Program (m, p): x̂ = x · c of some groups of token m, rounded group by group."""
+                 LIMITS: tl.constexpr, SMALLEST: tl.constexpr, LARGEST: tl.constexpr, SYMMETRIC: tl.constexpr,
+                 STAGES: tl.constexpr, FACTOR: tl.constexpr):  # fmt: skip
+    """Program (m, p): x̂ = x · c, in Hadamard blocks of 2^STAGES, of some groups of token m, rounded group by group."""
     token = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * BLOCK_GROUPS + tl.arange(0, BLOCK_GROUPS)
     column = tl.arange(0, PADDED)
@@ -123,6 +135,8 @@ def _rows_kernel(x, channel, clip, limits, values, codes, scale, zero,
     tile = tl.load(x + token * COLUMNS + own, inside, 0.0).to(tl.float32)
     if CHANNEL:
         tile *= tl.load(channel + own, inside, 0.0)
+    if STAGES:
+        tile = _hadamard(tile, BLOCK_GROUPS, PADDED, STAGES, FACTOR)
     if KEEP:
         tl.store(values + token * COLUMNS + own, tile, inside)
     factor_of_range = 1.0
@@ -203,7 +217,7 @@ def transform_tokens(x: Tensor, transform: InputTransform) -> Tensor:
 
 def quantize_tokens(x: Tensor, transform: InputTransform, acts: ActFormat, keep_values: bool) -> QuantizedInput:
     """The definition's `quantize_input`, for x contiguous [M, K]; `values` only if asked for."""
-    if transform.hadamard:
+    if transform.hadamard and _groups_together(x.shape[1] // acts.groups, acts.groups, transform.hadamard) is None:
         x = transform_input(x, transform)
         transform = transform._replace(scale=None, hadamard=0)
     with on_device(x):
@@ -217,10 +231,20 @@ def quantize_tokens(x: Tensor, transform: InputTransform, acts: ActFormat, keep_
         return made._replace(values=values if keep_values else None)
 
 
+def _groups_together(size: int, groups: int, hadamard: int) -> int | None:
+    """How many groups of `size` channels one program takes; None if blocks of `hadamard` channels would not fit into it."""
+    together = max(1, min(TILE // padded(size), padded(groups, 1)))
+    if hadamard and size % hadamard:
+        # Blocks of several groups: these must lie in the program without a gap.
+        together = max(together, hadamard // size)
+        return together if padded(size) == size and hadamard % size == 0 else None
+    return together
+
+
 def _quantize_rows(x: Tensor, transform: InputTransform, acts: ActFormat, keep: bool) -> QuantizedInput:
     rows, columns = x.shape
     size = columns // acts.groups
-    block = max(1, min(TILE // padded(size), padded(acts.groups, 1)))
+    block = _groups_together(size, acts.groups, transform.hadamard)
     made = _outputs(x, acts)
     values = torch.empty(x.shape, dtype=torch.float32, device=x.device) if keep else None
     smallest, largest = integer_range(acts.bits)
@@ -230,6 +254,7 @@ def _quantize_rows(x: Tensor, transform: InputTransform, acts: ActFormat, keep: 
         COLUMNS=columns, GROUPS=acts.groups, SIZE=size, BLOCK_GROUPS=block, PADDED=padded(size),
         CHANNEL=transform.scale is not None, KEEP=keep, CLIP=transform.clip is not None,
         LIMITS=transform.range is not None, SMALLEST=float(smallest), LARGEST=float(largest),
-        SYMMETRIC=acts.symmetric, num_warps=4 if size <= 4096 else 8, **EXACT,
+        SYMMETRIC=acts.symmetric, STAGES=max(0, transform.hadamard.bit_length() - 1),
+        FACTOR=1 / math.sqrt(max(1, transform.hadamard)), num_warps=4 if size <= 4096 else 8, **EXACT,
     )  # fmt: skip
     return made._replace(values=values)
