@@ -169,11 +169,12 @@ def test_a_recipe_cannot_be_changed_behind_ones_back() -> None:
 
 
 def test_down_rotation_is_that_of_inputs_wider_than_the_output_and_of_no_other() -> None:
-    made = override(get_recipe("s2q_plus", "W4A6"), ["linear.transform.down_rotation=hadamard_blocks"])
+    made = get_recipe("s2q_plus", "W4A6")
     transform = made.linear.transform
     assert transform.for_shape(160, 640).rotation == "hadamard_blocks"
     assert transform.for_shape(160, 160).rotation == transform.for_shape(640, 160).rotation == "kronecker"
-    assert made.modulation.transform.for_shape(160, 640).rotation == "kronecker"
+    everywhere = override(made, ["linear.transform.down_rotation=null"]).linear.transform
+    assert everywhere.for_shape(160, 640).rotation == "kronecker"
 
 
 def test_what_only_down_projections_learn_is_learned() -> None:

@@ -12,8 +12,8 @@ def test_keys_of_fewer_heads_do_not_share_a_rotation_that_is_not_theirs() -> Non
     block = make_transformer().transformer_blocks[0]
     width = block.attn1.to_k.in_features
     block.attn1.to_k = nn.Linear(width, width // 2)
-    plain = get_recipe("s2q_plus", "W4A6")
-    chosen = override(plain, ["linear.transform.down_rotation=hadamard_blocks"])
+    chosen = get_recipe("s2q_plus", "W4A6")
+    plain = override(chosen, ["linear.transform.down_rotation=null"])
     together = ("attn1.to_q", "attn1.to_k", "attn1.to_v")
     assert together in groups_for(plain, COGVIDEOX, block)
     groups = groups_for(chosen, COGVIDEOX, block)
