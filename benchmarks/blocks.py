@@ -3,86 +3,83 @@
     python benchmarks/blocks.py --tokens 1024 4096 --threads 1 --results benchmarks/results/blocks.json
 
 The block is diffusers' own, of the width of a released model, on the model's text tokens and as many video tokens as asked
-for, without rotary embeddings. Its linears are quantized to W4A6 (modulation to W4A8) with random codes under the schemes of
-`s2q bench`; q, k and v share their quantized input. All candidates take turns in one process; seconds are medians. Attention
-is timed alone on tensors of the same shape.
+for, without rotary embeddings. Its linears are packed as each recipe would have them, with random codes; the last recipe's is
+timed with attention in int8 as well. All candidates take turns in one process; seconds are medians. Attention is timed alone
+on tensors of the same shape.
 """
 
 import argparse
-import copy
 import platform
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
+from diffusers import CogVideoXTransformer3DModel
 from torch import Tensor, nn
 
-from s2q.bench import SCHEMES, interleaved, quantized
-from s2q.runtime.linear import SharedInput
+from s2q import int8_attention
+from s2q.bench import interleaved
+from s2q.random_model import random_model
+from s2q.recipes import get_recipe
 from s2q.runtime.native.library import instruction_set
 from s2q.storage import write_json
 
-# Heads, channels of a head, channels of the time embedding, text tokens.
-MODELS = {"CogVideoX-2B": (30, 64, 512, 226), "CogVideoX-5B": (48, 64, 512, 226), "demo": (5, 32, 128, 16)}
+# Heads, channels of a head; all have as many text tokens, but for the demo.
+MODELS = {"CogVideoX-2B": (30, 64, 226), "CogVideoX-5B": (48, 64, 226), "demo": (5, 32, 16)}
 KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-# What the recipes' schemes come to: s2q_vdit is a transform, s2q_plus a transform and groups, or cheaper with Hadamard blocks.
-TIMED = ("transform", "transform and groups", "Hadamard blocks and groups")
+RECIPES = ("s2q_vdit", "s2q_plus")
+IN_INT8 = f"{RECIPES[-1]}, int8 attention"
+BITS = "W4A6"
 
 
-def block_of(model: str) -> CogVideoXBlock:
-    """The block with random weights, float32."""
-    heads, head, time_embed, _ = MODELS[model]
-    torch.manual_seed(0)
-    return CogVideoXBlock(heads * head, heads, head, time_embed, attention_bias=True).eval()
+def block_of(model: str, recipe: str | None, dtype: torch.dtype) -> nn.Module:
+    """The block with random weights, packed as `recipe` says or float."""
+    heads, head, _ = MODELS[model]
+    config = {"num_attention_heads": heads, "attention_head_dim": head, "num_layers": 1}
+    whole = random_model(CogVideoXTransformer3DModel, config, recipe and get_recipe(recipe, BITS), dtype)
+    return whole.transformer_blocks[0]
 
 
-def quantize_block(block: CogVideoXBlock, scheme: str) -> CogVideoXBlock:
-    """A copy with every linear in W4A6, those of the modulation in W4A8."""
-    block, generator = copy.deepcopy(block), torch.Generator().manual_seed(0)
-    for name, module in list(block.named_modules()):
-        if type(module) is nn.Linear:
-            act_bits = 8 if name.startswith("norm") else 6
-            sizes = (module.in_features, module.out_features)
-            new = quantized(*sizes, 4, act_bits, "cpu", generator, **SCHEMES[scheme])
-            block.set_submodule(name, new)
-    shared = SharedInput(3)
-    for name in ("to_q", "to_k", "to_v"):
-        getattr(block.attn1, name).shared_input = shared
-    return block
-
-
-def inputs_of(model: str, tokens: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def inputs_of(block: nn.Module, model: str, tokens: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """Video tokens, text tokens and time embedding."""
-    heads, head, time_embed, text = MODELS[model]
+    heads, head, text = MODELS[model]
     generator = torch.Generator().manual_seed(0)
-    shapes = ((1, tokens, heads * head), (1, text, heads * head), (1, time_embed))
+    shapes = ((1, tokens, heads * head), (1, text, heads * head), (1, block.norm1.linear.in_features))
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in shapes)
+
+
+def call(block: nn.Module, given: tuple[Tensor, ...], in_int8: bool) -> None:
+    """One call of the block."""
+    with int8_attention(block) if in_int8 else nullcontext():
+        block(*given)
 
 
 @torch.inference_mode()
 def measure(model: str, tokens: int, repeats: int) -> dict[str, Any]:
     """One row of the results."""
-    plain, (heads, head, _, text) = block_of(model), MODELS[model]
-    blocks = {scheme: quantize_block(plain, scheme) for scheme in TIMED}
+    heads, head, text = MODELS[model]
     candidates: dict[str, Callable[[], Any]] = {}
     for kind, dtype in KINDS.items():
-        given = inputs_of(model, tokens, dtype)
-        candidates[kind] = partial(copy.deepcopy(plain).to(dtype), *given)
-        for scheme, block in blocks.items():
-            candidates[f"{scheme}, {kind}"] = partial(copy.deepcopy(block).to(dtype), *given)
+        blocks = {recipe: block_of(model, recipe, dtype) for recipe in (None, *RECIPES)}
+        given = inputs_of(blocks[None], model, tokens, dtype)
+        candidates[kind] = partial(call, blocks[None], given, False)
+        for recipe in RECIPES:
+            candidates[f"{recipe}, {kind}"] = partial(call, blocks[recipe], given, False)
+        candidates[f"{IN_INT8}, {kind}"] = partial(call, blocks[RECIPES[-1]], given, True)
         parts = torch.randn(3, 1, heads, tokens + text, head).to(dtype)
         candidates[f"attention alone, {kind}"] = partial(nn.functional.scaled_dot_product_attention, *parts)
     seconds = interleaved(candidates, repeats)
-    ratios = {f"{s}, over {kind}": seconds[kind] / seconds[f"{s}, {kind}"] for s in TIMED for kind in KINDS}
+    timed = (*RECIPES, IN_INT8)
+    ratios = {f"{name}, over {kind}": seconds[kind] / seconds[f"{name}, {kind}"] for name in timed for kind in KINDS}
     shares = {
         name: seconds[f"attention alone, {name.rpartition(', ')[2]}"] / value
         for name, value in seconds.items()
-        if not name.startswith("attention")
+        if not name.startswith(("attention", IN_INT8))
     }
     return {"model": model, "tokens": tokens, "median_seconds": seconds, "ratios": ratios, "attention_share": shares}
 

@@ -93,18 +93,18 @@ def peers(made: Mapping[str, Any]) -> str:
 
 def blocks(made: Mapping[str, Any]) -> str:
     """A block against its float selves, and what share of its time attention takes."""
-    heads = ["block", "video tokens", "scheme", "× float32", "× bfloat16", "in attention (bfloat16 tokens)"]
+    heads = ["block", "video tokens", "recipe", "× float32", "× bfloat16", "in attention (bfloat16 tokens)"]
     rows = [
         [
             row["model"],
             f"{row['tokens']:,}",
-            scheme,
-            f"{row['ratios'][f'{scheme}, over float32']:.2f}",
-            f"{row['ratios'][f'{scheme}, over bfloat16']:.2f}",
-            f"{row['attention_share'][f'{scheme}, bfloat16']:.0%}",
+            recipe,
+            f"{row['ratios'][f'{recipe}, over float32']:.2f}",
+            f"{row['ratios'][f'{recipe}, over bfloat16']:.2f}",
+            f"{share:.0%}" if (share := row["attention_share"].get(f"{recipe}, bfloat16")) else "",
         ]
         for row in made["rows"]
-        for scheme in dict.fromkeys(name.rpartition(", over")[0] for name in row["ratios"])
+        for recipe in dict.fromkeys(name.rpartition(", over")[0] for name in row["ratios"])
     ]
     said = f"Tokens of the same dtype on both sides, {_threads(made)}, {made['instruction_set']}."
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"

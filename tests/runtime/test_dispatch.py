@@ -113,14 +113,27 @@ def test_the_variable_names_who_is_asked_alone(linear, x, monkeypatch) -> None:
 def test_where_torch_has_amx_or_the_machine_is_plain_torch_multiplies(linear, x, monkeypatch) -> None:
     plain = make_linear(24, 64, 4, 6)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    dispatch._choose.cache_clear()
-    assert "AMX" in dispatch.choose(plain.problem(x)).declined[0]
-    assert dispatch.choose(linear.problem(x)).multiply.name == dispatch.choose(linear.problem(x)).quantize.name
-    library.use("baseline")
     try:
+        library.use([name for name in library.instruction_sets() if name != library.AMX][-1])
+        dispatch._choose.cache_clear()
+        assert "AMX" in dispatch.choose(plain.problem(x)).declined[0]
+        assert dispatch.choose(linear.problem(x)).multiply.name == dispatch.choose(linear.problem(x)).quantize.name
+        library.use("baseline")
         dispatch._choose.cache_clear()
         assert "AVX2" in dispatch.choose(linear.problem(x)).declined[0]
         monkeypatch.setenv("S2Q_BACKEND", "native")
         assert dispatch.choose(linear.problem(x)).multiply.name == "native"
     finally:
         library.use(None)
+
+
+@pytest.mark.skipif(library.AMX not in library.instruction_sets(), reason="this machine has no AMX")
+def test_amx_of_our_own_takes_what_fits_its_squares_and_leaves_the_rest_as_it_was() -> None:
+    dispatch._choose.cache_clear()
+    many, few = torch.zeros(16, 64), torch.zeros(15, 64)
+    plain, wide = make_linear(24, 64, 4, 6), make_linear(24, 64, 8, 8)
+    assert dispatch.choose(plain.problem(many)).multiply.name == "native"
+    assert "AMX" in dispatch.choose(plain.problem(few)).declined[0]
+    assert dispatch.choose(wide.problem(many)).multiply.name == "torch"
+    for x in (many, few):
+        assert torch.equal(plain(x), torch.zeros(len(x), 24) + plain.bias)

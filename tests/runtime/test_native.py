@@ -80,7 +80,7 @@ def test_rows_are_quantized_as_defined(
     assert again.zero is None if symmetric else torch.equal(again.zero, zero)
     # Built from the natural order, it is the same memory, sums of the groups with it.
     other = backend._tiled(again, problem)
-    plan = problem.notes["native"]
+    plan = backend._plan(problem)
     sums = 4 * len(x) * groups if plan.layout == library.TILES else 0
     for start, stop in ((0, plan.zero), (plan.sums, plan.sums + sums), (plan.codes, plan.end)):
         assert torch.equal(other.memory[start:stop], tiled.memory[start:stop])

@@ -17,13 +17,14 @@ FLAGS = ["-O0", "-g", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # As in CMakeLists.txt.
 SETS = {"baseline": [], "avx2": ["-march=haswell"], "avx512": ["-march=skylake-avx512"], "vnni": ["-march=cascadelake"]}
+AMX = ["-march=cascadelake", "-mamx-tile", "-mamx-int8"]
 
 
-def compiles(folder: Path) -> bool:
-    """Whether there is a compiler that knows the sanitizers, and the machine is one that all sets are for."""
+def compiles(folder: Path, flags: list[str]) -> bool:
+    """Whether there is a compiler that knows these flags."""
     probe = folder / "probe.c"
     probe.write_text("int main(void) { return 0; }")
-    command = [COMPILER, *SANITIZE, str(probe), "-o", str(folder / "probe")]
+    command = [COMPILER, *flags, str(probe), "-o", str(folder / "probe")]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
@@ -31,16 +32,27 @@ def compiles(folder: Path) -> bool:
 @pytest.mark.skipif(not (SOURCES / "product.c").exists(), reason="installed without the sources")
 @pytest.mark.timeout(300)
 def test_no_read_or_write_goes_astray_on_any_instruction_set(tmp_path: Path) -> None:
-    if not compiles(tmp_path):
+    if not compiles(tmp_path, SANITIZE):
         pytest.skip("the C compiler has no sanitizers")
-    objects = []
-    for name, march in SETS.items():
+    amx = platform.system() == "Linux" and compiles(tmp_path, AMX)
+    objects, defined = [], ["-DX86", *(["-DAMX"] if amx else [])]
+    for name, march in (SETS | ({"amx": AMX} if amx else {})).items():
         for part in ("input", "product", "around"):
             objects.append(str(tmp_path / f"{name}-{part}.o"))
             made = [COMPILER, *FLAGS, *SANITIZE, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]
             subprocess.run([*made, "-o", objects[-1]], check=True)
     program = str(tmp_path / "fuzz")
-    whole = [COMPILER, *FLAGS, *SANITIZE, "-DX86", "-I", str(SOURCES), str(FUZZ), str(SOURCES / "dispatch.c"), *objects]
+    whole = [
+        COMPILER,
+        *FLAGS,
+        *SANITIZE,
+        *defined,
+        "-I",
+        str(SOURCES),
+        str(FUZZ),
+        str(SOURCES / "dispatch.c"),
+        *objects,
+    ]
     subprocess.run([*whole, "-o", program, "-lm"], check=True)
     done = subprocess.run([program, "100"], capture_output=True, text=True, env=os.environ | {"ASAN_OPTIONS": ""})
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

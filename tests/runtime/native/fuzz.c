@@ -35,15 +35,16 @@ static float *floats(size_t count) {
 }
 
 static int round_trip(void) {
-    const int64_t rows = ONE_OF(1, 2, 7, 8, 9, 17), outputs = ONE_OF(1, 31, 32, 33, 70);
-    const int64_t parts = ONE_OF(1, 1, 2, 3), length = ONE_OF(1, 5, 8, 16, 40, 136), columns = parts * length;
+    const int64_t rows = ONE_OF(1, 2, 7, 8, 9, 17, 90), outputs = ONE_OF(1, 31, 32, 33, 70);
+    const int64_t parts = ONE_OF(1, 1, 2, 3), length = ONE_OF(1, 5, 8, 16, 40, 64, 136, 192), columns = parts * length;
     const int64_t groups = next() % 2 ? parts : 1, weight_groups = groups == 1 ? parts : next() % 2 ? parts : 1;
     const int64_t bits = ONE_OF(4, 6, 7, 8), weight_bits = ONE_OF(2, 3, 4, 4, 5, 8);
     const int64_t wide = parts * ((length + 7) / 8 * 8), words = (columns * weight_bits + 31) / 32;
     const int symmetric = next() % 2, narrow = next() % 2, kronecker = next() % 3 == 0;
     const int64_t blocks = next() % 3 ? 0 : columns & -columns;
     const int shifted = weight_bits == 4 && parts > 1 && length % 8 == 0;
-    const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32, tiles = shifted ? (rows + 5) / 6 : (rows + 7) / 8;
+    const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32;
+    const int squares = weight_bits == 4 && (symmetric || bits < 8) && length % (parts > 1 ? 64 : 8) == 0;
     float *x = floats(rows * columns), *channel = floats(columns), *left = floats(parts * parts);
     float *right = floats(length * length), *branch = floats(rows * outputs), *bias = floats(outputs);
     float *weight_scale = floats(outputs * weight_groups), clip = 0.9f;
@@ -60,21 +61,23 @@ static int round_trip(void) {
     int failed = 0;
     for (int set = 0; s2q_set_name(set); set++) {
         s2q_use(s2q_set_name(set));
-        int8_t *codes = malloc(rows * wide);
+        const int64_t layout = squares && !strcmp(s2q_set_name(set), "AMX") ? 4 : shifted ? 3 : 2;
+        const int64_t high = layout == 4 ? 16 : layout == 3 ? 6 : 8, tiles = (rows + high - 1) / high;
+        int8_t *codes = malloc(layout == 4 ? tiles * 16 * ((columns + 63) / 64 * 64) : rows * wide);
         float *scale = malloc(rows * groups * 4), *zero = malloc(rows * groups * 4), *values = malloc(rows * columns * 4);
         int32_t *sums = malloc(rows * parts * 4);
         void *out = malloc(rows * outputs * size);
         const quantize_task coded = {
             .dtype = narrow, .rows = rows, .columns = columns, .groups = groups, .parts = parts,
             .n1 = kronecker ? parts : 0, .n2 = kronecker ? length : 0, .block = blocks, .bits = bits,
-            .layout = shifted ? 3 : 2,
+            .layout = layout,
             .x = narrow ? (void *)low : x, .channel = channel, .left = kronecker ? left : NULL, .right = right,
             .clip = &clip, .codes = codes, .scale = scale, .zero = symmetric ? NULL : zero, .sums = sums,
             .values = values};
         failed |= s2q_quantize(&coded, 0, tiles);
         const multiply_task product = {
             .rows = rows, .columns = columns, .outputs = outputs, .groups = groups, .parts = parts, .words = words,
-            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .codes = codes, .scale = scale,
+            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .layout = layout, .codes = codes, .scale = scale,
             .zero = symmetric || bits < 8 ? NULL : zero, .sums = sums, .packed = packed, .weight_scale = weight_scale,
             .weight_zero = with_zero ? weight_zero : NULL, .bias = with_bias ? bias : NULL,
             .branch = with_branch ? branch : NULL, .out = out};

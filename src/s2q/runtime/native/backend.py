@@ -9,7 +9,20 @@ from torch import Tensor
 from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import ELEVEN, KINDS, NINE, PANEL, SHIFTED, SHIFTED_TILE, TEN, TILE, TILES, address
+from s2q.runtime.native.library import (
+    ELEVEN,
+    KINDS,
+    PANEL,
+    SHIFTED,
+    SHIFTED_TILE,
+    SIDE,
+    SQUARES,
+    STEP,
+    TEN,
+    TILE,
+    TILES,
+    address,
+)
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
@@ -36,11 +49,12 @@ class Plan(NamedTuple):
     multiply_work: int
     """of a tile"""
     multiply_task: bytes
-    """the first nine fields"""
+    """the first ten fields"""
 
 
 def _plan(problem: Problem) -> Plan:
-    plan = problem.notes.get("native")
+    key = "native, squares" if library.takes_squares() else "native"
+    plan = problem.notes.get(key)
     if plan is None:
         _, dtype, rows, columns, outputs, (_, symmetric, groups), bits, *_ = problem
         parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
@@ -48,17 +62,28 @@ def _plan(problem: Problem) -> Plan:
         sums = zero if symmetric else 2 * zero
         # Where lanes.h says so.
         shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
-        layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
+        layout, tile, width = (SHIFTED, SHIFTED_TILE, None) if shifted else (TILES, TILE, None)
+        if library.takes_squares() and _fits_squares(problem):
+            layout, tile, width = SQUARES, SIDE, -(-columns // STEP) * STEP
+        tiles = -(-rows // tile)
+        size = rows * _width(columns, parts) if layout != SQUARES else tiles * SIDE * width
         codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
         words = packed_width(columns, bits)
-        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype])
-        plan = problem.notes["native"] = Plan(
-            *(zero, sums, codes, codes + rows * _width(columns, parts), layout),
-            *(-(-rows // tile), -(-outputs // PANEL)),
+        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype], layout)
+        plan = problem.notes[key] = Plan(
+            *(zero, sums, codes, codes + size, layout, tiles, -(-outputs // PANEL)),
             *(rows * columns * (1 + (n1 + n2) // 8), tile * outputs * columns // 64),
-            NINE.pack(*known),
+            TEN.pack(*known),
         )
     return plan
+
+
+def _fits_squares(problem: Problem) -> bool:
+    """Whether squares hold these codes, and are not mostly empty."""
+    length = problem.columns // problem.groups
+    whole = length % STEP == 0 if problem.groups > 1 else length % 8 == 0
+    without_zero = problem.acts.symmetric or problem.acts.bits < 8
+    return problem.weight_bits == 4 and whole and without_zero and problem.rows >= SIDE
 
 
 class TiledInput(NamedTuple):
@@ -105,9 +130,19 @@ def _width(columns: int, parts: int) -> int:
     return parts * (-(-(columns // parts) // 8) * 8)
 
 
-def from_tiles(codes: Tensor, columns: int, parts: int, plan: Plan) -> Tensor:
+def _start(rows: int, plan: Plan, tile: int) -> int:
+    """The first row of a tile."""
+    return min(rows, tile * SIDE) if plan.layout == SQUARES else library.tile_start(rows, plan.tiles, tile)
+
+
+def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -> Tensor:
     """int8 in tiles → int8 [M, K] in natural order."""
-    rows, width = codes.shape
+    if plan.layout == SQUARES:
+        # Tile, step, eight, half, row, column of the half.
+        squares = codes.view(plan.tiles, -1, STEP // 8, 2, SIDE, 4)
+        return squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, -1)[:rows, :columns]
+    codes = codes.view(rows, -1)
+    width = codes.shape[1]
     tiles = max(1, plan.tiles)
     more = rows % tiles
     cut = more * (rows // tiles + 1)
@@ -123,6 +158,10 @@ def from_tiles(codes: Tensor, columns: int, parts: int, plan: Plan) -> Tensor:
 def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
     """The inverse of `from_tiles`."""
     rows, columns = codes.shape
+    if plan.layout == SQUARES:
+        whole = torch.zeros(plan.tiles * SIDE, -(-columns // STEP) * STEP, dtype=torch.int8)
+        whole[:rows, :columns] = codes
+        return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
     width = _width(columns, parts)
     spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
     # 128 is added in the byte that a code has.
@@ -164,8 +203,11 @@ class NativeBackend:
         if library.instruction_set() == "baseline":
             return "without AVX2 its product is slower than torch._int_mm"
         plain = problem.groups == 1 and problem.symmetric_weights
-        if plain and torch.cpu._is_amx_tile_supported():
-            return "torch._int_mm has AMX here, the native product has not"
+        squares = library.takes_squares() and _fits_squares(problem)
+        if plain and not squares and torch.cpu._is_amx_tile_supported():
+            return (
+                "torch._int_mm has AMX here, which the native product has for 4-bit weights and 16 rows or more alone"
+            )
         return None
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> TiledInput:
@@ -220,7 +262,7 @@ class NativeBackend:
         step = max(1, MOST_BRANCH * plan.tiles // max(1, outputs * rows))
         for first in range(0, plan.tiles, step):
             last = min(first + step, plan.tiles)
-            start, stop = (library.tile_start(rows, plan.tiles, index) for index in (first, last))
+            start, stop = (_start(rows, plan, index) for index in (first, last))
             branch = middle[start:stop] @ up
             # As if the rows before were there too.
             run(first, last, branch.data_ptr() - start * outputs * branch.element_size())
@@ -231,7 +273,7 @@ class NativeBackend:
         memory, plan = inputs.memory, _plan(problem)
         bits, symmetric, groups = problem.acts
         rows, columns = problem.rows, problem.columns
-        codes = from_tiles(memory[plan.codes :].view(rows, -1), columns, problem.groups, plan)
+        codes = from_tiles(memory[plan.codes :], rows, columns, problem.groups, plan)
         scale = memory[: plan.zero].view(torch.float32).view(rows, groups)
         if symmetric:
             return QuantizedInput(codes, scale, None, inputs.values)

@@ -1,4 +1,10 @@
 /* The library's interface: each call goes to the code for one instruction set, the best this machine has unless told otherwise. */
+#if defined(AMX)
+#define _GNU_SOURCE
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -29,6 +35,9 @@ DECLARE(avx2)
 DECLARE(avx512)
 DECLARE(vnni)
 #endif
+#ifdef AMX
+DECLARE(amx)
+#endif
 
 /* Best last. */
 static const functions sets[] = {
@@ -38,8 +47,24 @@ static const functions sets[] = {
     OF(avx512, "AVX-512"),
     OF(vnni, "AVX-512 VNNI"),
 #endif
+#ifdef AMX
+    OF(amx, "AMX"),
+#endif
 };
 enum { SETS = sizeof sets / sizeof *sets };
+
+#ifdef AMX
+/* Whether the processor has AMX for int8, and the system lets this process use its tiles. */
+static int has_amx(void) {
+    enum { REQUEST = 0x1023, TILE_DATA = 18, TILE = 1 << 24, INT8 = 1 << 25 };
+    static int known = -1;
+    unsigned a, b, c, d;
+    if (known < 0)
+        known = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE) && (d & INT8) &&
+                syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+    return known;
+}
+#endif
 
 static int best(void) {
 #ifdef X86
@@ -48,7 +73,11 @@ static int best(void) {
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
         !__builtin_cpu_supports("avx512cd"))
         return 1;
-    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+    if (!__builtin_cpu_supports("avx512vnni")) return 2;
+#ifdef AMX
+    if (has_amx()) return 4;
+#endif
+    return 3;
 #else
     return 0;
 #endif
@@ -62,7 +91,7 @@ static const functions *own(void) {
 }
 
 /* Increase whenever a signature or a task changes. */
-API int s2q_version(void) { return 4; }
+API int s2q_version(void) { return 5; }
 
 API const char *s2q_instruction_set(void) { return own()->name; }
 

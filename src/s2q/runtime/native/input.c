@@ -11,6 +11,7 @@
 #include "lanes.h"
 #include "rounding.h"
 #include "tasks.h"
+#include "turn.h"
 
 /* Floats of the rows that are taken together, so that none waits for its grid: about a first-level cache. */
 enum { TOGETHER = 1 << 13 };
@@ -112,7 +113,8 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
     const int64_t columns = task->columns, groups = task->groups, parts = task->parts;
     const int64_t size = columns / groups, length = columns / parts, wide = padded(length), each = parts / groups;
     /* Codes of up to seven bits fit int8 without their zero point too. */
-    const int shift = task->layout == SHIFTED, tiled = shift || task->layout == TILES, without = tiled && task->bits < 8;
+    const int squares = task->layout == SQUARES, shift = task->layout == SHIFTED;
+    const int tiled = task->layout >= TILES, without = tiled && task->bits < 8;
     const int8_t flip = shift ? -128 : 0;
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
     const float *row = own->rows[r];
@@ -130,7 +132,8 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
 #if LANES == 16
             if (wide == length) {
                 int8_t *line = own->line + place * own->stride + p * length;
-                sum = shift ? round_eights(part, length, how, flip, 0, line) : round_eights(part, length, how, 0, 1, line);
+                sum = shift || squares ? round_eights(part, length, how, flip, 0, line)
+                                       : round_eights(part, length, how, 0, 1, line);
             } else
 #endif
             {
@@ -143,10 +146,22 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
                 into_tile(own->line, wide, tile + p * wide * rows + 4 * place, rows);
             }
             if (!without) sum -= (int32_t)length * (int32_t)how.offset;
-            if (!shift) task->sums[m * parts + p] = sum;
+            if (task->layout == TILES) task->sums[m * parts + p] = sum;
         }
     }
 }
+
+#if LANES == 16
+/* Lines of codes in eights, `stride` apart, as squares [columns / 64][word][line][4]; beyond `rows` and `columns` are zeros. */
+static void into_squares(int8_t *lines, int64_t stride, int64_t columns, int64_t rows, int8_t *to) {
+    const int64_t wide = (columns + STEP - 1) / STEP * STEP;
+    for (int64_t r = 0; r < SIDE; r++) {
+        const int64_t own = r < rows ? columns : 0;
+        memset(lines + r * stride + own, 0, wide - own);
+    }
+    for (int64_t k = 0; k < wide; k += STEP) turn_words((const uint8_t *)lines + k, stride, (uint8_t *)to + k * SIDE, STEP);
+}
+#endif
 
 static int prepare(const quantize_task *task, workspace *own, void **whole) {
     const int64_t columns = task->columns, n1 = task->n1, n2 = task->n2;
@@ -157,7 +172,7 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
     const int64_t groups = (own->together * task->groups + 15) & ~(int64_t)15, rows = own->together * row;
     own->stride = (columns + 15 + 63) & ~(int64_t)63;
     const size_t size =
-        (rows + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + TILE * own->stride;
+        (rows + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + SIDE * own->stride;
     own->memory = aligned_memory(size, whole);
     if (!own->memory) return 1;
     own->width = width;
@@ -181,12 +196,17 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
 /* Tiles [first, last) of the rows, whatever the layout. Returns 0, or 1 if there is no memory. */
 int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t last) {
     const int64_t columns = task->columns, wide = padded(columns / task->parts), half = columns / 2;
-    const int64_t high = task->layout == SHIFTED ? SHIFTED_TILE : TILE;
+    const int squares = task->layout == SQUARES;
+    const int64_t high = squares ? SIDE : task->layout == SHIFTED ? SHIFTED_TILE : TILE;
     workspace own;
     void *whole;
     if (prepare(task, &own, &whole)) return 1;
     for (int64_t t = first; t < last; t++) {
-        const int64_t start = tile_start(task->rows, high, t), rows = tile_start(task->rows, high, t + 1) - start;
+        int64_t start = t * high, rows = task->rows - start < high ? task->rows - start : high;
+        if (!squares) {
+            start = tile_start(task->rows, high, t);
+            rows = tile_start(task->rows, high, t + 1) - start;
+        }
         int8_t *tile = task->codes + start * task->parts * wide;
         for (int64_t r = 0; r < rows; r++) {
             const int64_t before = r % own.together;
@@ -205,7 +225,10 @@ int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t l
                 }
         }
 #if LANES == 16
-        if (task->layout >= TILES && wide == columns / task->parts) interleave(own.line, own.stride, columns, rows, tile);
+        if (squares)
+            into_squares(own.line, own.stride, columns, rows, task->codes + t * high * ((columns + STEP - 1) / STEP * STEP));
+        else if (task->layout >= TILES && wide == columns / task->parts)
+            interleave(own.line, own.stride, columns, rows, tile);
 #endif
     }
     free(whole);

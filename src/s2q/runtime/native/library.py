@@ -11,12 +11,14 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 4
+VERSION = 5
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-# Orders of the codes, rows of a tile and outputs of a panel, as in lanes.h and panel.h.
-NATURAL, HALVES, TILES, SHIFTED = range(4)
-TILE, SHIFTED_TILE, PANEL = 8, 6, 32
+# Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in lanes.h and panel.h.
+NATURAL, HALVES, TILES, SHIFTED, SQUARES = range(5)
+TILE, SHIFTED_TILE, SIDE, STEP, PANEL = 8, 6, 16, 64, 32
+AMX = "AMX"
+"""The instruction set whose product takes SQUARES."""
 # Operations of a pass over the values below which a second thread costs more than it saves.
 WORTH_A_THREAD = 1 << 18
 
@@ -35,7 +37,7 @@ _SIGNATURES = {
     "s2q_use": ((ctypes.c_char_p,), _INT),
 }
 # Fields of tasks.h, all of 64 bits: first what the problem says, then what the tensors say.
-NINE, TEN, ELEVEN = (struct.Struct(f"={count}q") for count in (9, 10, 11))
+TEN, ELEVEN = (struct.Struct(f"={count}q") for count in (10, 11))
 
 
 @cache
@@ -111,10 +113,17 @@ def _sets(library: ctypes.CDLL) -> list[str]:
     return [name.decode() for name in names if name is not None]
 
 
+@cache
+def takes_squares() -> bool:
+    """Whether the product that is used here takes SQUARES."""
+    return instruction_set() == AMX
+
+
 def use(name: str | None) -> None:
     """Take another one of `instruction_sets` from now on; None is the best."""
     if _load().s2q_use(None if name is None else name.encode()):
         raise ValueError(f"there is no instruction set {name!r} here: there are {', '.join(instruction_sets())}")
+    takes_squares.cache_clear()
 
 
 def address(tensor: Tensor | None) -> int:

@@ -9,6 +9,7 @@
 
 #include "lanes.h"
 #include "tasks.h"
+#include "turn.h"
 
 enum { PANEL = 32, VECTORS = PANEL / LANES };
 
@@ -60,38 +61,7 @@ static int32_t zero_at(const uint32_t *packed, int64_t groups, int64_t g, int64_
     return (int32_t)(value >> at & ((1u << bits) - 1));
 }
 
-/* Sixteen words of sixteen rows, from rows `stride` bytes apart to columns `jump` bytes apart. */
 #if LANES == 16
-static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t jump) {
-    __m512i a[16], b[16];
-    UNROLL
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * stride);
-    UNROLL
-    for (int i = 0; i < 16; i += 2) {
-        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
-        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < 16; i += 4) {
-        a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
-        a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
-        a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
-        a[i + 3] = _mm512_unpackhi_epi64(b[i + 1], b[i + 3]);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
-        b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
-        b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
-        b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
-    }
-    UNROLL
-    for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512(to + jump * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(to + jump * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
-    }
-}
-
 /* `take_bytes` of sixteen rows of 8-bit codes, 64 columns at a time: returns the eights done. */
 static int64_t turn_bytes(const uint8_t *from, int64_t stride, int64_t eights, uint8_t *to) {
     /* Bytes of a word as (0, 2, 1, 3). */
@@ -191,15 +161,9 @@ INLINE void add_up(panel *own, int64_t parts, const int nibbles) {
         }
 }
 
-/* Everything about outputs [first, first + outputs) into the panel; outputs beyond are zeros. */
-static void take_panel(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
-    const int64_t groups = task->weight_groups, row = task->words * 4;
-    const int64_t eights = own->eights * task->parts;
-    if (outputs < PANEL) memset(own->weights, 0, (own->nibbles ? 4 : 8) * PANEL * eights);
-    if (own->nibbles)
-        take_nibbles(task->packed + first * row, row, eights, outputs, own->weights);
-    else
-        take_bytes(task, first, outputs, own);
+/* Scales, offsets and bias of outputs [first, first + outputs) into the panel. */
+static void take_sides(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
+    const int64_t groups = task->weight_groups;
     for (int64_t g = 0; g < groups; g++)
         for (int64_t i = 0; i < PANEL; i++)
             own->scale[g * PANEL + i] = i < outputs ? task->weight_scale[(first + i) * groups + g] : 0.0f;
@@ -216,6 +180,17 @@ static void take_panel(const multiply_task *task, int64_t first, int64_t outputs
                                                 : widened(((const uint16_t *)task->bias)[first + i]);
         own->bias[i] = value;
     }
+}
+
+/* Everything about outputs [first, first + outputs) into the panel; outputs beyond are zeros. */
+static void take_panel(const multiply_task *task, int64_t first, int64_t outputs, panel *own) {
+    const int64_t row = task->words * 4, eights = own->eights * task->parts;
+    if (outputs < PANEL) memset(own->weights, 0, (own->nibbles ? 4 : 8) * PANEL * eights);
+    if (own->nibbles)
+        take_nibbles(task->packed + first * row, row, eights, outputs, own->weights);
+    else
+        take_bytes(task, first, outputs, own);
+    take_sides(task, first, outputs, own);
     if (!task->zero && !own->shifted) return;
     if (own->nibbles)
         add_up(own, task->parts, 1);

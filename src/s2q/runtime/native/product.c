@@ -11,6 +11,7 @@
  * int8, is made as the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
  */
 #include "finish.h"
+#include "squares.h"
 
 /* Rows of a tile whose sums stay in registers. */
 #if LANES == 16
@@ -202,6 +203,9 @@ static void multiply_tile(const multiply_task *task, const panel *own, const int
 /* Outputs of panels [panel_first, panel_last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
 int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
                              int64_t tile_last) {
+#if defined(__AMX_INT8__)
+    if (task->layout == SQUARES) return multiply_squares(task, panel_first, panel_last, tile_first, tile_last);
+#endif
     const int64_t parts = task->parts, length = task->columns / parts, wide = padded(length), row = parts * wide;
     panel own = {.eights = wide / 8, .nibbles = task->bits == 4 && length % 8 == 0};
     own.shifted = shifted(task->bits, parts, length);

@@ -20,7 +20,7 @@ typedef struct {
     const float *right;   /* [n2, n2] */
     const float *clip;    /* [1] or 0: factor on the range */
     const float *range;   /* [2] or 0: lowest and highest value, instead of each token's own */
-    int8_t *codes;        /* [M, K], in tiles [M, P · padded(K / P)] */
+    int8_t *codes;        /* [M, K], in tiles [M, P · padded(K / P)], in SQUARES both rounded up to whole ones */
     float *scale;         /* [M, G] */
     float *zero;          /* [M, G], or 0 for the symmetric grid */
     int32_t *sums;        /* [M, P]: sums of (code − zero), in TILES only */
@@ -35,7 +35,8 @@ typedef struct {
     int64_t bits;
     int64_t weight_groups; /* 1 or P */
     int64_t dtype;         /* of out */
-    const int8_t *codes;   /* in TILES, or SHIFTED where lanes.h says so; zero points taken off unless `zero` is there */
+    int64_t layout;        /* of the codes: SHIFTED where lanes.h says so, SQUARES where the set has them, else TILES */
+    const int8_t *codes;   /* zero points taken off unless `zero` is there */
     const float *scale;    /* [M, G] */
     const float *zero;     /* [M, G] or 0: zero points that are still in the codes */
     const int32_t *sums;   /* [M, P] of codes in TILES */
