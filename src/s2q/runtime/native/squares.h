@@ -12,9 +12,9 @@
 #if defined(__AMX_INT8__)
 
 /* Bytes of tokens that panels pass over before the next ones are taken, and the fewest tiles of such a block. */
-enum { SQUARES_BLOCK = 3 << 19, SQUARES_LEAST = 12 };
+enum { SQUARES_BLOCK = 1 << 20, SQUARES_LEAST = 8 };
 /* Tiles of tokens, an even number, that meet as many squares of each half of the panel as the first-level cache holds. */
-enum { MEET = 4, CHUNK = 16 };
+enum { MEET = 8, CHUNK = 16 };
 
 typedef struct {
     const multiply_task *task;
@@ -214,7 +214,7 @@ INLINE void add_parts(const int scaled, const squares *own, const float *delta, 
 INLINE void multiply_parts(const int scaled, const squares *own, const float *delta, int64_t tile, int64_t tiles,
                            int64_t output, int64_t outputs) {
     const int64_t parts = own->task->parts, row = parts * own->steps * SQUARE;
-    const int64_t chunk = own->steps < CHUNK ? CHUNK / own->steps : 1;
+    const int64_t chunk = own->steps < CHUNK / 2 ? CHUNK / 2 / own->steps : 1;
     float y[MEET * VECTORS][SIDE * LANES] __attribute__((aligned(64)));
     for (int64_t t = 0; t < tiles * VECTORS; t++)
         for (int i = 0; i < SIDE * LANES; i += LANES) put_floats(y[t] + i, all_floats(-0.0f));
