@@ -93,7 +93,7 @@ def peers(made: Mapping[str, Any]) -> str:
 
 def blocks(made: Mapping[str, Any]) -> str:
     """A block against its float selves, and what share of its time attention takes."""
-    heads = ["block", "video tokens", "recipe", "× float32", "× bfloat16", "in attention (bfloat16 tokens)"]
+    heads = ["block", "video tokens", "linears as", "× float32", "× bfloat16", "in attention (bfloat16 tokens)"]
     rows = [
         [
             row["model"],

@@ -10,9 +10,11 @@
     spread      what samples spread over all steps change
     balanced    salient samples that are taken evenly of steps and of prompts
     plus        what each part of s2q_plus adds, and whether salient samples help it
-    epochs      s2q_plus with a third of the steps
+    default     s2q_plus with and without Hadamard blocks at the down projections, beside the nearest published methods
+    faithful    s2q_vdit beside the nearest published method of its size
+    epochs      s2q_plus with three times the steps
     leads       what s2q_plus could have beside: smaller groups, groups in the weights, a low-rank branch
-    rotation    s2q_plus with Hadamard blocks, which cost less, at the down projections or everywhere
+    rotation    s2q_plus with Hadamard blocks, which cost less, nowhere or everywhere
     costs       Tables 4 and 9: what calibration costs by stage
     study       what might help where the paper's parts do not
 
@@ -46,6 +48,8 @@ from s2q.version import VERSION
 
 S2Q, PLUS = "s2q_vdit", "s2q_plus"
 UNIFORM = f"{S2Q}:sampler.kind=uniform"
+# With the Kronecker transform everywhere, at down projections too.
+KRONECKER = f"{PLUS}:linear.transform.down_rotation=null"
 # SVDQuant's 32 directions are a hundredth of the released models' width and a fifth of a demo's; 2 are a hundredth there.
 SAME_SHARE = "svdquant:linear.low_rank.rank=2"
 
@@ -94,7 +98,9 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["W4A4"],
     ),
-    "epochs": ([PLUS, f"{PLUS}:optim.epochs=5"], ["W4A6", "W4A4"]),
+    "default": ([PLUS, KRONECKER, "quarot", SAME_SHARE], ["W4A6", "W4A4"]),
+    "faithful": ([S2Q, "quarot"], ["W4A6", "W4A4"]),
+    "epochs": ([PLUS, f"{PLUS}:optim.epochs=15"], ["W4A6", "W4A4"]),
     "leads": (
         [
             PLUS,
@@ -108,7 +114,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     "rotation": (
         [
             PLUS,
-            f"{PLUS}:linear.transform.down_rotation=hadamard_blocks",
+            KRONECKER,
             f"{PLUS}:linear.transform.rotation=hadamard_blocks",
         ],
         ["W4A4"],

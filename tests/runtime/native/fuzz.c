@@ -44,7 +44,7 @@ static int round_trip(void) {
     const int64_t blocks = next() % 3 ? 0 : columns & -columns;
     const int shifted = weight_bits == 4 && parts > 1 && length % 8 == 0;
     const int64_t size = narrow ? 2 : 4, panels = (outputs + 31) / 32;
-    const int squares = weight_bits == 4 && (symmetric || bits < 8) && length % (parts > 1 ? 64 : 8) == 0;
+    const int squares = weight_bits == 4 && (symmetric || bits < 8) && length % 8 == 0;
     float *x = floats(rows * columns), *channel = floats(columns), *left = floats(parts * parts);
     float *right = floats(length * length), *branch = floats(rows * outputs), *bias = floats(outputs);
     float *weight_scale = floats(outputs * weight_groups), clip = 0.9f;
@@ -63,7 +63,7 @@ static int round_trip(void) {
         s2q_use(s2q_set_name(set));
         const int64_t layout = squares && !strcmp(s2q_set_name(set), "AMX") ? 4 : shifted ? 3 : 2;
         const int64_t high = layout == 4 ? 16 : layout == 3 ? 6 : 8, tiles = (rows + high - 1) / high;
-        int8_t *codes = malloc(layout == 4 ? tiles * 16 * ((columns + 63) / 64 * 64) : rows * wide);
+        int8_t *codes = malloc(layout == 4 ? tiles * 16 * parts * ((length + 63) / 64 * 64) : rows * wide);
         float *scale = malloc(rows * groups * 4), *zero = malloc(rows * groups * 4), *values = malloc(rows * columns * 4);
         int32_t *sums = malloc(rows * parts * 4);
         void *out = malloc(rows * outputs * size);

@@ -62,11 +62,12 @@ def _plan(problem: Problem) -> Plan:
         sums = zero if symmetric else 2 * zero
         # Where lanes.h says so.
         shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
-        layout, tile, width = (SHIFTED, SHIFTED_TILE, None) if shifted else (TILES, TILE, None)
+        layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
+        size = rows * _width(columns, parts)
         if library.takes_squares() and _fits_squares(problem):
-            layout, tile, width = SQUARES, SIDE, -(-columns // STEP) * STEP
+            layout, tile = SQUARES, SIDE
+            size = -(-rows // SIDE) * SIDE * _squared(columns, parts)
         tiles = -(-rows // tile)
-        size = rows * _width(columns, parts) if layout != SQUARES else tiles * SIDE * width
         codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
         words = packed_width(columns, bits)
         known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype], layout)
@@ -81,9 +82,9 @@ def _plan(problem: Problem) -> Plan:
 def _fits_squares(problem: Problem) -> bool:
     """Whether squares hold these codes, and are not mostly empty."""
     length = problem.columns // problem.groups
-    whole = length % STEP == 0 if problem.groups > 1 else length % 8 == 0
+    filled = length % 8 == 0 and (problem.groups == 1 or 2 * length > STEP)
     without_zero = problem.acts.symmetric or problem.acts.bits < 8
-    return problem.weight_bits == 4 and whole and without_zero and problem.rows >= SIDE
+    return problem.weight_bits == 4 and filled and without_zero and problem.rows >= SIDE
 
 
 class TiledInput(NamedTuple):
@@ -130,6 +131,11 @@ def _width(columns: int, parts: int) -> int:
     return parts * (-(-(columns // parts) // 8) * 8)
 
 
+def _squared(columns: int, parts: int) -> int:
+    """Columns of a row in squares: each group filled up to whole ones."""
+    return parts * (-(-(columns // parts) // STEP) * STEP)
+
+
 def _start(rows: int, plan: Plan, tile: int) -> int:
     """The first row of a tile."""
     return min(rows, tile * SIDE) if plan.layout == SQUARES else library.tile_start(rows, plan.tiles, tile)
@@ -140,7 +146,8 @@ def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -
     if plan.layout == SQUARES:
         # Tile, step, eight, half, row, column of the half.
         squares = codes.view(plan.tiles, -1, STEP // 8, 2, SIDE, 4)
-        return squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, -1)[:rows, :columns]
+        natural = squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, parts, -1)
+        return natural[:rows, :, : columns // parts].reshape(rows, columns)
     codes = codes.view(rows, -1)
     width = codes.shape[1]
     tiles = max(1, plan.tiles)
@@ -159,8 +166,8 @@ def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
     """The inverse of `from_tiles`."""
     rows, columns = codes.shape
     if plan.layout == SQUARES:
-        whole = torch.zeros(plan.tiles * SIDE, -(-columns // STEP) * STEP, dtype=torch.int8)
-        whole[:rows, :columns] = codes
+        whole = torch.zeros(plan.tiles * SIDE, parts, _squared(columns, parts) // parts, dtype=torch.int8)
+        whole[:rows, :, : columns // parts] = codes.view(rows, parts, -1)
         return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
     width = _width(columns, parts)
     spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)

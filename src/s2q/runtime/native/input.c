@@ -112,6 +112,7 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
                       int64_t place) {
     const int64_t columns = task->columns, groups = task->groups, parts = task->parts;
     const int64_t size = columns / groups, length = columns / parts, wide = padded(length), each = parts / groups;
+    const int64_t jump = task->layout == SQUARES ? squared(length) : length; /* from a part of the line to the next */
     /* Codes of up to seven bits fit int8 without their zero point too. */
     const int squares = task->layout == SQUARES, shift = task->layout == SHIFTED;
     const int tiled = task->layout >= TILES, without = tiled && task->bits < 8;
@@ -131,7 +132,7 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
             int32_t sum = 0;
 #if LANES == 16
             if (wide == length) {
-                int8_t *line = own->line + place * own->stride + p * length;
+                int8_t *line = own->line + place * own->stride + p * jump;
                 sum = shift || squares ? round_eights(part, length, how, flip, 0, line)
                                        : round_eights(part, length, how, 0, 1, line);
             } else
@@ -152,14 +153,17 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
 }
 
 #if LANES == 16
-/* Lines of codes in eights, `stride` apart, as squares [columns / 64][word][line][4]; beyond `rows` and `columns` are zeros. */
-static void into_squares(int8_t *lines, int64_t stride, int64_t columns, int64_t rows, int8_t *to) {
-    const int64_t wide = (columns + STEP - 1) / STEP * STEP;
-    for (int64_t r = 0; r < SIDE; r++) {
-        const int64_t own = r < rows ? columns : 0;
-        memset(lines + r * stride + own, 0, wide - own);
-    }
-    for (int64_t k = 0; k < wide; k += STEP) turn_words((const uint8_t *)lines + k, stride, (uint8_t *)to + k * SIDE, STEP);
+/* Lines of codes in eights, `stride` apart, as squares [parts][squares of a part][word][line][4]; a part of a line has `length`
+ * columns, and what is beyond them, or beyond `rows`, becomes zeros. */
+static void into_squares(int8_t *lines, int64_t stride, int64_t parts, int64_t length, int64_t rows, int8_t *to) {
+    const int64_t wide = squared(length);
+    for (int64_t r = 0; r < SIDE; r++)
+        for (int64_t p = 0; p < parts; p++) {
+            const int64_t own = r < rows ? length : 0;
+            memset(lines + r * stride + p * wide + own, 0, wide - own);
+        }
+    for (int64_t k = 0; k < parts * wide; k += STEP)
+        turn_words((const uint8_t *)lines + k, stride, (uint8_t *)to + k * SIDE, STEP);
 }
 #endif
 
@@ -171,6 +175,7 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
     own->height = row;
     const int64_t groups = (own->together * task->groups + 15) & ~(int64_t)15, rows = own->together * row;
     own->stride = (columns + 15 + 63) & ~(int64_t)63;
+    if (task->layout == SQUARES) own->stride = task->parts * squared(columns / task->parts) + STEP;
     const size_t size =
         (rows + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + SIDE * own->stride;
     own->memory = aligned_memory(size, whole);
@@ -226,7 +231,8 @@ int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t l
         }
 #if LANES == 16
         if (squares)
-            into_squares(own.line, own.stride, columns, rows, task->codes + t * high * ((columns + STEP - 1) / STEP * STEP));
+            into_squares(own.line, own.stride, task->parts, columns / task->parts, rows,
+                         task->codes + t * high * task->parts * squared(columns / task->parts));
         else if (task->layout >= TILES && wide == columns / task->parts)
             interleave(own.line, own.stride, columns, rows, tile);
 #endif

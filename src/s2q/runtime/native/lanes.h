@@ -122,6 +122,9 @@ INLINE int64_t tile_start(int64_t rows, int64_t tile, int64_t index) {
     return tiles ? index * (rows / tiles) + (index < more ? index : more) : 0;
 }
 
+/* Columns of a group in squares, the rest zeros. */
+INLINE int64_t squared(int64_t columns) { return (columns + STEP - 1) / STEP * STEP; }
+
 /* Columns of a group in a tile: a multiple of eight, the rest zeros. */
 INLINE int64_t padded(int64_t columns) { return (columns + 7) & ~(int64_t)7; }
 

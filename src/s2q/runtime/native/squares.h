@@ -66,6 +66,7 @@ static void take_squares(squares *own, int64_t first, int64_t outputs) {
             const __m512i last = bytes_of(_mm256_maskz_loadu_epi32(there, from), off);
             _mm512_storeu_si512(to, _mm512_maskz_mov_epi64(there, last));
             to += jump;
+            from += (length - whole * STEP) / 2;
         }
     }
 }
