@@ -17,6 +17,7 @@ from s2q.numerics.quantizer import grid, quantize
 from s2q.runtime import integer, reference
 from s2q.runtime.backend import Problem
 from s2q.runtime.native import backend, library
+from s2q.runtime.native.layout import plan_of
 from s2q.runtime.reference import ActFormat, InputTransform
 from s2q.runtime.scratch import scratch
 
@@ -80,7 +81,7 @@ def test_rows_are_quantized_as_defined(
     assert again.zero is None if symmetric else torch.equal(again.zero, zero)
     # Built from the natural order, it is the same memory, sums of the groups with it.
     other = backend._tiled(again, problem)
-    plan = backend._plan(problem)
+    plan = plan_of(problem)
     sums = 4 * len(x) * groups if plan.layout == library.TILES else 0
     for start, stop in ((0, plan.zero), (plan.sums, plan.sums + sums), (plan.codes, plan.end)):
         assert torch.equal(other.memory[start:stop], tiled.memory[start:stop])

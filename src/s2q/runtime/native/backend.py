@@ -6,85 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import (
-    ELEVEN,
-    KINDS,
-    PANEL,
-    SHIFTED,
-    SHIFTED_TILE,
-    SIDE,
-    SQUARES,
-    STEP,
-    TEN,
-    TILE,
-    TILES,
-    address,
-)
+from s2q.runtime.native.layout import first_row, fits_squares, from_tiles, plan_of, to_tiles
+from s2q.runtime.native.library import ELEVEN, KINDS, TEN, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
 MOST_BRANCH = 1 << 22
-
-
-class Plan(NamedTuple):
-    """What follows from a problem alone, worked out once: M rows, G groups of the tokens and P of the product.
-
-    An input in tiles is one piece of memory, which is one allocation a call; the offsets in it are in bytes.
-    """
-
-    zero: int
-    """float32 [M, G], behind the step sizes, which come first"""
-    sums: int
-    """int32 [M, P], Σ (code − zero), if the layout is TILES"""
-    codes: int
-    """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
-    end: int
-    layout: int
-    tiles: int
-    panels: int
-    quantize_work: int
-    multiply_work: int
-    """of a tile"""
-    multiply_task: bytes
-    """the first ten fields"""
-
-
-def _plan(problem: Problem) -> Plan:
-    key = "native, squares" if library.takes_squares() else "native"
-    plan = problem.notes.get(key)
-    if plan is None:
-        _, dtype, rows, columns, outputs, (_, symmetric, groups), bits, *_ = problem
-        parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
-        zero = 4 * rows * groups
-        sums = zero if symmetric else 2 * zero
-        # Where lanes.h says so.
-        shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
-        layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
-        size = rows * _width(columns, parts)
-        if library.takes_squares() and _fits_squares(problem):
-            layout, tile = SQUARES, SIDE
-            size = -(-rows // SIDE) * SIDE * _squared(columns, parts)
-        tiles = -(-rows // tile)
-        codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
-        words = packed_width(columns, bits)
-        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype], layout)
-        plan = problem.notes[key] = Plan(
-            *(zero, sums, codes, codes + size, layout, tiles, -(-outputs // PANEL)),
-            *(rows * columns * (1 + (n1 + n2) // 8), tile * outputs * columns // 64),
-            TEN.pack(*known),
-        )
-    return plan
-
-
-def _fits_squares(problem: Problem) -> bool:
-    """Whether squares hold these codes, and are not mostly empty."""
-    length = problem.columns // problem.groups
-    filled = length % 8 == 0 and (problem.groups == 1 or 2 * length > STEP)
-    without_zero = problem.acts.symmetric or problem.acts.bits < 8
-    return problem.weight_bits == 4 and filled and without_zero and problem.rows >= SIDE
 
 
 class TiledInput(NamedTuple):
@@ -113,7 +42,7 @@ def quantize_rows(
 
 def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: int, *targets: int) -> None:
     """Targets: addresses of codes, scale, zero, sums and values."""
-    plan, notes = _plan(problem), problem.notes
+    plan, notes = plan_of(problem), problem.notes
     known = notes.get(layout)
     if known is None:
         (bits, _, groups), (n1, n2) = problem.acts, problem.kronecker or (0, 0)
@@ -124,64 +53,6 @@ def _quantize(x: Tensor, transform: InputTransform, problem: Problem, layout: in
     given = [0 if t is None else t.data_ptr() for t in tensors]
     tiles = plan.tiles if layout == plan.layout else -(-problem.rows // TILE)
     library.quantize(known + ELEVEN.pack(x.data_ptr(), *given, *targets), tiles, plan.quantize_work)
-
-
-def _width(columns: int, parts: int) -> int:
-    """Columns of a row in tiles: each group filled up to a multiple of eight."""
-    return parts * (-(-(columns // parts) // 8) * 8)
-
-
-def _squared(columns: int, parts: int) -> int:
-    """Columns of a row in squares: each group filled up to whole ones."""
-    return parts * (-(-(columns // parts) // STEP) * STEP)
-
-
-def _start(rows: int, plan: Plan, tile: int) -> int:
-    """The first row of a tile."""
-    return min(rows, tile * SIDE) if plan.layout == SQUARES else library.tile_start(rows, plan.tiles, tile)
-
-
-def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -> Tensor:
-    """int8 in tiles → int8 [M, K] in natural order."""
-    if plan.layout == SQUARES:
-        # Tile, step, eight, half, row, column of the half.
-        squares = codes.view(plan.tiles, -1, STEP // 8, 2, SIDE, 4)
-        natural = squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, parts, -1)
-        return natural[:rows, :, : columns // parts].reshape(rows, columns)
-    codes = codes.view(rows, -1)
-    width = codes.shape[1]
-    tiles = max(1, plan.tiles)
-    more = rows % tiles
-    cut = more * (rows // tiles + 1)
-    pieces = []
-    for part, count in ((codes[:cut], more), (codes[cut:], tiles - more)):
-        high = part.shape[0] // max(1, count)
-        eights = part.reshape(count, width // 8, 2, high, 4)  # tile, eight, half, row, column of the half
-        pieces.append(eights.permute(0, 3, 1, 4, 2).reshape(part.shape[0], width))
-    natural = torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
-    return natural ^ -128 if plan.layout == SHIFTED else natural
-
-
-def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
-    """The inverse of `from_tiles`."""
-    rows, columns = codes.shape
-    if plan.layout == SQUARES:
-        whole = torch.zeros(plan.tiles * SIDE, parts, _squared(columns, parts) // parts, dtype=torch.int8)
-        whole[:rows, :, : columns // parts] = codes.view(rows, parts, -1)
-        return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
-    width = _width(columns, parts)
-    spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
-    # 128 is added in the byte that a code has.
-    spread[:, :, : columns // parts] = (codes ^ -128 if plan.layout == SHIFTED else codes).view(rows, parts, -1)
-    tiles = max(1, plan.tiles)
-    more = rows % tiles
-    cut = more * (rows // tiles + 1)
-    pieces = []
-    for part, count in ((spread[:cut], more), (spread[cut:], tiles - more)):
-        high = part.shape[0] // max(1, count)
-        eights = part.reshape(count, high, width // 8, 4, 2)
-        pieces.append(eights.permute(0, 2, 4, 1, 3).reshape(part.shape[0], width))
-    return torch.cat(pieces)
 
 
 class NativeBackend:
@@ -210,7 +81,7 @@ class NativeBackend:
         if library.instruction_set() == "baseline":
             return "without AVX2 its product is slower than torch._int_mm"
         plain = problem.groups == 1 and problem.symmetric_weights
-        squares = library.takes_squares() and _fits_squares(problem)
+        squares = library.takes_squares() and fits_squares(problem)
         if plain and not squares and torch.cpu._is_amx_tile_supported():
             return (
                 "torch._int_mm has AMX here, which the native product has for 4-bit weights and 16 rows or more alone"
@@ -219,7 +90,7 @@ class NativeBackend:
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> TiledInput:
         """Codes in tiles, with their sums."""
-        plan = _plan(problem)
+        plan = plan_of(problem)
         memory = torch.empty(plan.end, dtype=torch.int8)
         values = None
         if problem.low_rank and not problem.low_rank_on_codes:
@@ -239,7 +110,7 @@ class NativeBackend:
         problem: Problem,
     ) -> Tensor:
         """The product, its scales, the branch and the bias, in one pass over the output."""
-        plan, rows, outputs = _plan(problem), problem.rows, problem.outputs
+        plan, rows, outputs = plan_of(problem), problem.rows, problem.outputs
         if inputs.backend is None:
             inputs = _tiled(inputs, problem)
         out = torch.empty(rows, outputs, dtype=problem.dtype)
@@ -269,7 +140,7 @@ class NativeBackend:
         step = max(1, MOST_BRANCH * plan.tiles // max(1, outputs * rows))
         for first in range(0, plan.tiles, step):
             last = min(first + step, plan.tiles)
-            start, stop = (_start(rows, plan, index) for index in (first, last))
+            start, stop = (first_row(rows, plan, index) for index in (first, last))
             branch = middle[start:stop] @ up
             # As if the rows before were there too.
             run(first, last, branch.data_ptr() - start * outputs * branch.element_size())
@@ -277,7 +148,7 @@ class NativeBackend:
 
     def natural(self, inputs: TiledInput, problem: Problem) -> QuantizedInput:
         """Out of the tiles, the zero points put back."""
-        memory, plan = inputs.memory, _plan(problem)
+        memory, plan = inputs.memory, plan_of(problem)
         bits, symmetric, groups = problem.acts
         rows, columns = problem.rows, problem.columns
         codes = from_tiles(memory[plan.codes :], rows, columns, problem.groups, plan)
@@ -293,7 +164,7 @@ class NativeBackend:
 def _tiled(inputs: QuantizedInput, problem: Problem) -> TiledInput:
     """An input in natural order as `NativeBackend.quantize_input` would have made it."""
     bits, symmetric, groups = problem.acts
-    rows, parts, plan = problem.rows, problem.groups, _plan(problem)
+    rows, parts, plan = problem.rows, problem.groups, plan_of(problem)
     whole = inputs.codes.int()
     if not symmetric:
         whole = whole - inputs.zero.int().repeat_interleave(problem.columns // groups, 1)

@@ -1,0 +1,128 @@
+"""How codes stand in memory for the native product, and what else follows from a problem alone."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from s2q.numerics.packing import packed_width
+from s2q.runtime.backend import Problem
+from s2q.runtime.native import library
+from s2q.runtime.native.library import KINDS, PANEL, SHIFTED, SHIFTED_TILE, SIDE, SQUARES, STEP, TEN, TILE, TILES
+
+
+class Plan(NamedTuple):
+    """What follows from a problem alone, worked out once: M rows, G groups of the tokens and P of the product.
+
+    An input in tiles is one piece of memory, which is one allocation a call; the offsets in it are in bytes.
+    """
+
+    zero: int
+    """float32 [M, G], behind the step sizes, which come first"""
+    sums: int
+    """int32 [M, P], Σ (code − zero), if the layout is TILES"""
+    codes: int
+    """int8 [M, K in tiles]; codes of up to seven bits stand without their zero point"""
+    end: int
+    layout: int
+    tiles: int
+    panels: int
+    quantize_work: int
+    multiply_work: int
+    """of a tile"""
+    multiply_task: bytes
+    """the first ten fields"""
+
+
+def plan_of(problem: Problem) -> Plan:
+    """The plan of a problem, worked out once for each product that may be in use."""
+    key = "native, squares" if library.takes_squares() else "native"
+    plan = problem.notes.get(key)
+    if plan is None:
+        _, dtype, rows, columns, outputs, (_, symmetric, groups), bits, *_ = problem
+        parts, (n1, n2) = problem.groups, problem.kronecker or (0, 0)
+        zero = 4 * rows * groups
+        sums = zero if symmetric else 2 * zero
+        # Where lanes.h says so.
+        shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
+        layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
+        size = rows * _width(columns, parts)
+        if library.takes_squares() and fits_squares(problem):
+            layout, tile = SQUARES, SIDE
+            size = -(-rows // SIDE) * SIDE * _squared(columns, parts)
+        tiles = -(-rows // tile)
+        codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
+        words = packed_width(columns, bits)
+        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype], layout)
+        plan = problem.notes[key] = Plan(
+            *(zero, sums, codes, codes + size, layout, tiles, -(-outputs // PANEL)),
+            *(rows * columns * (1 + (n1 + n2) // 8), tile * outputs * columns // 64),
+            TEN.pack(*known),
+        )
+    return plan
+
+
+def fits_squares(problem: Problem) -> bool:
+    """Whether squares hold these codes, and are not mostly empty."""
+    length = problem.columns // problem.groups
+    filled = length % 8 == 0 and (problem.groups == 1 or 2 * length > STEP)
+    without_zero = problem.acts.symmetric or problem.acts.bits < 8
+    return problem.weight_bits == 4 and filled and without_zero and problem.rows >= SIDE
+
+
+def _width(columns: int, parts: int) -> int:
+    """Columns of a row in tiles: each group filled up to a multiple of eight."""
+    return parts * (-(-(columns // parts) // 8) * 8)
+
+
+def _squared(columns: int, parts: int) -> int:
+    """Columns of a row in squares: each group filled up to whole ones."""
+    return parts * (-(-(columns // parts) // STEP) * STEP)
+
+
+def first_row(rows: int, plan: Plan, tile: int) -> int:
+    """The first row of a tile."""
+    return min(rows, tile * SIDE) if plan.layout == SQUARES else library.tile_start(rows, plan.tiles, tile)
+
+
+def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -> Tensor:
+    """int8 in tiles → int8 [M, K] in natural order."""
+    if plan.layout == SQUARES:
+        # Tile, step, eight, half, row, column of the half.
+        squares = codes.view(plan.tiles, -1, STEP // 8, 2, SIDE, 4)
+        natural = squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, parts, -1)
+        return natural[:rows, :, : columns // parts].reshape(rows, columns)
+    codes = codes.view(rows, -1)
+    width = codes.shape[1]
+    tiles = max(1, plan.tiles)
+    more = rows % tiles
+    cut = more * (rows // tiles + 1)
+    pieces = []
+    for part, count in ((codes[:cut], more), (codes[cut:], tiles - more)):
+        high = part.shape[0] // max(1, count)
+        eights = part.reshape(count, width // 8, 2, high, 4)  # tile, eight, half, row, column of the half
+        pieces.append(eights.permute(0, 3, 1, 4, 2).reshape(part.shape[0], width))
+    natural = torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
+    return natural ^ -128 if plan.layout == SHIFTED else natural
+
+
+def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
+    """The inverse of `from_tiles`."""
+    rows, columns = codes.shape
+    if plan.layout == SQUARES:
+        whole = torch.zeros(plan.tiles * SIDE, parts, _squared(columns, parts) // parts, dtype=torch.int8)
+        whole[:rows, :, : columns // parts] = codes.view(rows, parts, -1)
+        return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
+    width = _width(columns, parts)
+    spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
+    # 128 is added in the byte that a code has.
+    spread[:, :, : columns // parts] = (codes ^ -128 if plan.layout == SHIFTED else codes).view(rows, parts, -1)
+    tiles = max(1, plan.tiles)
+    more = rows % tiles
+    cut = more * (rows // tiles + 1)
+    pieces = []
+    for part, count in ((spread[:cut], more), (spread[cut:], tiles - more)):
+        high = part.shape[0] // max(1, count)
+        eights = part.reshape(count, high, width // 8, 4, 2)
+        pieces.append(eights.permute(0, 2, 4, 1, 3).reshape(part.shape[0], width))
+    return torch.cat(pieces)
