@@ -8,7 +8,7 @@ from torch import Tensor
 
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.layout import first_row, fits_squares, from_tiles, plan_of, to_tiles
+from s2q.runtime.native.layout import first_row, from_tiles, in_squares, plan_of, to_tiles
 from s2q.runtime.native.library import ELEVEN, KINDS, TEN, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
@@ -81,8 +81,7 @@ class NativeBackend:
         if library.instruction_set() == "baseline":
             return "without AVX2 its product is slower than torch._int_mm"
         plain = problem.groups == 1 and problem.symmetric_weights
-        squares = library.takes_squares() and fits_squares(problem)
-        if plain and not squares and torch.cpu._is_amx_tile_supported():
+        if plain and not in_squares(problem) and torch.cpu._is_amx_tile_supported():
             return (
                 "torch._int_mm has AMX here, which the native product has for 4-bit weights and 16 rows or more alone"
             )

@@ -1,5 +1,6 @@
 """How codes stand in memory for the native product, and what else follows from a problem alone."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -46,10 +47,10 @@ def plan_of(problem: Problem) -> Plan:
         # Where lanes.h says so.
         shifted = bits == 4 and parts > 1 and columns // parts % 8 == 0
         layout, tile = (SHIFTED, SHIFTED_TILE) if shifted else (TILES, TILE)
-        size = rows * _width(columns, parts)
-        if library.takes_squares() and fits_squares(problem):
+        size = rows * _width(columns, parts, 8)
+        if in_squares(problem):
             layout, tile = SQUARES, SIDE
-            size = -(-rows // SIDE) * SIDE * _squared(columns, parts)
+            size = -(-rows // SIDE) * SIDE * _width(columns, parts, STEP)
         tiles = -(-rows // tile)
         codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
         words = packed_width(columns, bits)
@@ -62,22 +63,27 @@ def plan_of(problem: Problem) -> Plan:
     return plan
 
 
-def fits_squares(problem: Problem) -> bool:
-    """Whether squares hold these codes, and are not mostly empty."""
+def in_squares(problem: Problem) -> bool:
+    """Whether the product that is used here takes SQUARES, they hold these codes, and are not mostly empty."""
     length = problem.columns // problem.groups
     filled = length % 8 == 0 and (problem.groups == 1 or 2 * length > STEP)
     without_zero = problem.acts.symmetric or problem.acts.bits < 8
-    return problem.weight_bits == 4 and filled and without_zero and problem.rows >= SIDE
+    fits = problem.weight_bits == 4 and filled and without_zero and problem.rows >= SIDE
+    return fits and library.takes_squares()
 
 
-def _width(columns: int, parts: int) -> int:
-    """Columns of a row in tiles: each group filled up to a multiple of eight."""
-    return parts * (-(-(columns // parts) // 8) * 8)
+def _width(columns: int, parts: int, multiple: int) -> int:
+    """Columns of a row, each group filled up: to eights in tiles, to whole squares in those."""
+    return parts * (-(-(columns // parts) // multiple) * multiple)
 
 
-def _squared(columns: int, parts: int) -> int:
-    """Columns of a row in squares: each group filled up to whole ones."""
-    return parts * (-(-(columns // parts) // STEP) * STEP)
+def _by_height(lines: Tensor, plan: Plan) -> Iterator[tuple[Tensor, int, int]]:
+    """The rows of the taller tiles, then those of the others: [·, width], how many tiles, and rows of each."""
+    rows, tiles = lines.shape[0], max(1, plan.tiles)
+    more = rows % tiles
+    cut = more * (rows // tiles + 1)
+    for part, count in ((lines[:cut], more), (lines[cut:], tiles - more)):
+        yield part, count, part.shape[0] // max(1, count)
 
 
 def first_row(rows: int, plan: Plan, tile: int) -> int:
@@ -94,12 +100,8 @@ def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -
         return natural[:rows, :, : columns // parts].reshape(rows, columns)
     codes = codes.view(rows, -1)
     width = codes.shape[1]
-    tiles = max(1, plan.tiles)
-    more = rows % tiles
-    cut = more * (rows // tiles + 1)
     pieces = []
-    for part, count in ((codes[:cut], more), (codes[cut:], tiles - more)):
-        high = part.shape[0] // max(1, count)
+    for part, count, high in _by_height(codes, plan):
         eights = part.reshape(count, width // 8, 2, high, 4)  # tile, eight, half, row, column of the half
         pieces.append(eights.permute(0, 3, 1, 4, 2).reshape(part.shape[0], width))
     natural = torch.cat(pieces).view(rows, parts, -1)[:, :, : columns // parts].reshape(rows, columns)
@@ -110,19 +112,15 @@ def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
     """The inverse of `from_tiles`."""
     rows, columns = codes.shape
     if plan.layout == SQUARES:
-        whole = torch.zeros(plan.tiles * SIDE, parts, _squared(columns, parts) // parts, dtype=torch.int8)
+        whole = torch.zeros(plan.tiles * SIDE, parts, _width(columns, parts, STEP) // parts, dtype=torch.int8)
         whole[:rows, :, : columns // parts] = codes.view(rows, parts, -1)
         return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
-    width = _width(columns, parts)
+    width = _width(columns, parts, 8)
     spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
     # 128 is added in the byte that a code has.
     spread[:, :, : columns // parts] = (codes ^ -128 if plan.layout == SHIFTED else codes).view(rows, parts, -1)
-    tiles = max(1, plan.tiles)
-    more = rows % tiles
-    cut = more * (rows // tiles + 1)
     pieces = []
-    for part, count in ((spread[:cut], more), (spread[cut:], tiles - more)):
-        high = part.shape[0] // max(1, count)
+    for part, count, high in _by_height(spread, plan):
         eights = part.reshape(count, high, width // 8, 4, 2)
         pieces.append(eights.permute(0, 2, 4, 1, 3).reshape(part.shape[0], width))
     return torch.cat(pieces)

@@ -21,7 +21,7 @@ typedef struct {
     panel side;            /* scales, offsets and bias */
     int8_t *weights;       /* [parts · steps][VECTORS][16 outputs][64] */
     float *delta;          /* steps of the tokens of a block: [tiles][G][16] */
-    int64_t steps, groups; /* squares of a part; G */
+    int64_t steps;         /* squares of a part */
 } squares;
 
 static void configure(void) {
@@ -73,7 +73,7 @@ static void take_squares(squares *own, int64_t first, int64_t outputs) {
 
 /* Steps of the tokens of tiles [from, to), tokens side by side; those beyond the last row are zeros. */
 static void take_steps(squares *own, int64_t from, int64_t to) {
-    const int64_t groups = own->groups, rows = own->task->rows;
+    const int64_t groups = own->task->groups, rows = own->task->rows;
     for (int64_t m = from * SIDE; m < to * SIDE; m++)
         for (int64_t g = 0; g < groups; g++)
             own->delta[((m / SIDE - from) * groups + g) * SIDE + m % SIDE] = m < rows ? own->task->scale[m * groups + g] : 0.0f;
@@ -162,7 +162,7 @@ static void multiply_whole(const squares *own, const float *delta, int64_t tile,
 /* `count` parts from part `from` on of one tile of tokens and half v of the panel: their sums, scaled, are added to y. */
 INLINE void add_parts(const int scaled, const squares *own, const float *delta, const int8_t *codes, int64_t from,
                       int64_t count, int v, float *y) {
-    const int64_t steps = own->steps, jump = own->groups > 1 ? SIDE : 0;
+    const int64_t steps = own->steps, jump = own->task->groups > 1 ? SIDE : 0;
     const int8_t *weights = own->weights + (from * steps * VECTORS + v) * SQUARE;
     int32_t sums[4][SIDE * LANES] __attribute__((aligned(64)));
     floats total[SIDE];
@@ -222,7 +222,7 @@ INLINE void multiply_parts(const int scaled, const squares *own, const float *de
     for (int64_t p = 0; p < parts; p += chunk)
         for (int64_t t = 0; t < tiles; t++)
             for (int v = 0; v < VECTORS; v++)
-                add_parts(scaled, own, delta + t * own->groups * SIDE, own->task->codes + (tile + t) * row, p,
+                add_parts(scaled, own, delta + t * own->task->groups * SIDE, own->task->codes + (tile + t) * row, p,
                           parts - p < chunk ? parts - p : chunk, v, y[t * VECTORS + v]);
     for (int64_t t = 0; t < tiles; t++)
         finish_tile(scaled, own, (const float(*)[SIDE * LANES])y + t * VECTORS, tile + t, output, outputs);
@@ -232,14 +232,14 @@ INLINE void multiply_parts(const int scaled, const squares *own, const float *de
 static int multiply_squares(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
                             int64_t tile_last) {
     const int64_t parts = task->parts, scales = task->weight_groups;
-    squares own = {.task = task, .steps = (task->columns / parts + STEP - 1) / STEP, .groups = task->groups};
+    squares own = {.task = task, .steps = (task->columns / parts + STEP - 1) / STEP};
     const int64_t row = parts * own.steps * SQUARE, most = SQUARES_BLOCK / row;
     const int64_t block = most < SQUARES_LEAST ? SQUARES_LEAST : most / MEET * MEET;
     void *whole;
-    own.weights = aligned_memory(VECTORS * row + 4 * (block * own.groups * SIDE + PANEL * (2 * scales + 1)), &whole);
+    own.weights = aligned_memory(VECTORS * row + 4 * (block * task->groups * SIDE + PANEL * (2 * scales + 1)), &whole);
     if (!own.weights) return 1;
     own.delta = (float *)(own.weights + VECTORS * row);
-    own.side = (panel){.shifted = 1, .scales_in_groups = scales > 1, .scale = own.delta + block * own.groups * SIDE};
+    own.side = (panel){.shifted = 1, .scales_in_groups = scales > 1, .scale = own.delta + block * task->groups * SIDE};
     own.side.offsets_in_groups = task->weight_zero && own.side.scales_in_groups;
     own.side.offset = (int32_t *)(own.side.scale + scales * PANEL);
     own.side.bias = (float *)(own.side.offset + scales * PANEL);
@@ -253,7 +253,7 @@ static int multiply_squares(const multiply_task *task, int64_t panel_first, int6
             take_squares(&own, output, outputs);
             for (int64_t t = from; t < to; t += MEET) {
                 const int64_t tiles = to - t < MEET ? to - t : MEET;
-                const float *delta = own.delta + (t - from) * own.groups * SIDE;
+                const float *delta = own.delta + (t - from) * task->groups * SIDE;
                 if (parts == 1)
                     multiply_whole(&own, delta, t, tiles, output, outputs);
                 else if (own.side.scales_in_groups)
