@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2q.numerics.gptq import accumulate_hessian, gptq_round
+from s2q.numerics.gptq import accumulate_hessian, gptq_round, hessian_factor
 from s2q.numerics.quantizer import affine_grid, dequantize, integer_range, quantize, row_scale
 
 
@@ -22,6 +22,10 @@ def hessian_of(x: torch.Tensor) -> torch.Tensor:
     hessian = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
     accumulate_hessian(hessian, x)
     return hessian
+
+
+def factor_of(x: torch.Tensor) -> torch.Tensor:
+    return hessian_factor(hessian_of(x))
 
 
 def output_error(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> float:
@@ -42,7 +46,7 @@ def test_independent_inputs_give_round_to_nearest(bits: int) -> None:
     weight, _ = problem()
     scale = row_scale(weight, bits)
     hessian = torch.diag(torch.rand(weight.shape[1], dtype=torch.float64) + 0.1)
-    assert torch.equal(gptq_round(weight, scale, hessian, bits), quantize(weight.double(), scale.double(), bits))
+    assert torch.equal(gptq_round(weight, scale, hessian_factor(hessian), bits), quantize(weight.double(), scale.double(), bits))
 
 
 @settings(max_examples=15, deadline=None)
@@ -51,22 +55,22 @@ def test_correlated_inputs_never_come_out_worse_than_nearest(seed: int, bits: in
     weight, x = problem(seed)
     scale = row_scale(weight, bits)
     nearest = output_error(weight, quantize(weight, scale, bits), scale, x)
-    assert output_error(weight, gptq_round(weight, scale, hessian_of(x), bits), scale, x) < nearest
+    assert output_error(weight, gptq_round(weight, scale, factor_of(x), bits), scale, x) < nearest
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 16, 40, 999])
 def test_block_size_does_not_change_the_codes(block_size: int) -> None:
     weight, x = problem()
     scale = row_scale(weight, 4)
-    codes = gptq_round(weight, scale, hessian_of(x), 4, block_size=block_size)
-    assert torch.equal(codes, gptq_round(weight, scale, hessian_of(x), 4))
+    codes = gptq_round(weight, scale, factor_of(x), 4, block_size=block_size)
+    assert torch.equal(codes, gptq_round(weight, scale, factor_of(x), 4))
 
 
 def test_channels_that_are_always_zero_do_no_harm() -> None:
     weight, x = problem()
     x[:, [3, 17]] = 0
     scale = row_scale(weight, 4)
-    codes = gptq_round(weight, scale, hessian_of(x), 4)
+    codes = gptq_round(weight, scale, factor_of(x), 4)
     assert torch.equal(codes[:, [3, 17]], quantize(weight, scale, 4)[:, [3, 17]])
     nearest = output_error(weight, quantize(weight, scale, 4), scale, x)
     assert output_error(weight, codes, scale, x) < nearest
@@ -76,12 +80,12 @@ def test_inputs_that_are_all_zero_give_nearest_instead_of_an_error() -> None:
     weight, _ = problem()
     scale = row_scale(weight, 4)
     hessian = torch.zeros(40, 40, dtype=torch.float64)
-    assert torch.equal(gptq_round(weight, scale, hessian, 4), quantize(weight.double(), scale.double(), 4))
+    assert torch.equal(gptq_round(weight, scale, hessian_factor(hessian), 4), quantize(weight.double(), scale.double(), 4))
 
 
 def test_fewer_samples_than_channels_are_enough() -> None:
     weight, x = problem(samples=3)
-    codes = gptq_round(weight, row_scale(weight, 4), hessian_of(x), 4)
+    codes = gptq_round(weight, row_scale(weight, 4), factor_of(x), 4)
     smallest, largest = integer_range(4)
     assert codes.dtype == torch.int8
     assert smallest <= int(codes.min()) <= int(codes.max()) <= largest
@@ -91,30 +95,28 @@ def test_inputs_and_weights_of_the_caller_are_left_alone() -> None:
     weight, x = problem()
     hessian = hessian_of(x)
     kept = weight.clone(), hessian.clone()
-    gptq_round(weight, row_scale(weight, 4), hessian, 4)
+    gptq_round(weight, row_scale(weight, 4), hessian_factor(hessian), 4)
     assert torch.equal(weight, kept[0])
     assert torch.equal(hessian, kept[1])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_overflow_is_an_error_and_not_noise(value: float) -> None:
-    weight, x = problem()
-    hessian = hessian_of(x)
+    hessian = hessian_of(problem()[1])
     hessian[2, 2] = value
     with pytest.raises(ValueError, match="not finite"):
-        gptq_round(weight, row_scale(weight, 4), hessian, 4)
+        hessian_factor(hessian)
 
 
 def test_a_hessian_that_is_none_is_an_error() -> None:
-    weight, _ = problem()
     with pytest.raises(ValueError, match="positive definite"):
-        gptq_round(weight, row_scale(weight, 4), -torch.ones(40, 40, dtype=torch.float64) * 9, 4)
+        hessian_factor(-torch.ones(40, 40, dtype=torch.float64) * 9)
 
 
 def test_a_diagonal_hessian_is_rounding_to_nearest_on_grouped_affine_grids_too() -> None:
     weight = torch.randn(6, 24, generator=torch.Generator().manual_seed(0))
     scale, zero = affine_grid(weight, 4, groups=3)
-    codes = gptq_round(weight, scale, torch.eye(24), 4, zero)
+    codes = gptq_round(weight, scale, hessian_factor(torch.eye(24)), 4, zero)
     assert torch.equal(codes, quantize(weight.double(), scale.double(), 4, zero.double()))
 
 
@@ -125,6 +127,22 @@ def test_it_beats_nearest_on_grouped_affine_grids() -> None:
     scale, zero = affine_grid(weight, 3, groups=3)
     errors = [
         float((x @ (dequantize(codes, scale, zero) - weight).mT).square().sum())
-        for codes in (gptq_round(weight, scale, hessian_of(x), 3, zero), quantize(weight, scale, 3, zero))
+        for codes in (gptq_round(weight, scale, factor_of(x), 3, zero), quantize(weight, scale, 3, zero))
     ]
     assert errors[0] < 0.8 * errors[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 4]), st.sampled_from([None, 3]))
+def test_the_codes_are_those_of_the_papers_algorithm(seed: int, bits: int, samples: int | None) -> None:
+    """Algorithm 1 as printed: errors spread over the columns to come by the Cholesky factor of the inverse Hessian."""
+    weight, x = problem(seed, samples=samples or 200)
+    scale, hessian = row_scale(weight, bits).double(), hessian_of(x)
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(40, dtype=torch.float64)
+    inverse = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    work, expected = weight.double(), torch.empty_like(weight, dtype=torch.int8)
+    for k in range(40):
+        expected[:, k] = quantize(work[:, k : k + 1], scale, bits)[:, 0]
+        error = (work[:, k] - expected[:, k] * scale[:, 0]) / inverse[k, k]
+        work[:, k:] -= error.unsqueeze(1) * inverse[k, k:]
+    assert torch.equal(gptq_round(weight, scale, factor_of(x), bits), expected)

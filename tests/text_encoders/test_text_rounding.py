@@ -8,7 +8,7 @@ from tiny_encoders import ENCODERS, IDS, MASK, encode, make_encoder, with_encode
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from s2q.numerics.gptq import accumulate_hessian
+from s2q.numerics.gptq import accumulate_hessian, hessian_factor
 from s2q.numerics.packing import unpack
 from s2q.numerics.quantizer import affine_grid, dequantize, quantize
 from s2q.progress import NoProgress
@@ -54,7 +54,7 @@ def plainly_rounded(kind: str) -> PreTrainedModel:
         for name, linear in block_linears(block):
             hessian = torch.zeros(linear.in_features, linear.in_features)
             accumulate_hessian(hessian, inputs[linear])
-            block.set_submodule(name, packed_linear(linear, scheme("gptq"), hessian))
+            block.set_submodule(name, packed_linear(linear, scheme("gptq"), hessian_factor(hessian)))
     return model
 
 

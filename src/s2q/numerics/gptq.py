@@ -17,61 +17,23 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
     hessian.addmm_(x.mT, x, alpha=2.0)
 
 
-def gptq_round(
-    weight: Tensor,
-    scale: Tensor,
-    hessian: Tensor,
-    bits: int,
-    zero: Tensor | None = None,
-    damp: float = 0.01,
-    block_size: int = 128,
-) -> Tensor:
-    """Codes of `weight` on a fixed grid, columns in order, each error spread over the columns to come.
+def hessian_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
+    """What `gptq_round` needs of a Hessian: R, lower triangular with ones on its diagonal, H + damping = Rᵀ D R.
+
+    With J the matrix that turns the order round and J H J = L Lᵀ, R is J Lᵀ J with its rows scaled.
 
     Args:
-        weight: [N, K].
-        scale: [N, G], step size of each row's groups of K/G columns; it is not changed.
-        zero: [N, G], zero points of an asymmetric grid.
-        hessian: [K, K], see `accumulate_hessian`. With a diagonal one the result is round-to-nearest.
+        hessian: [K, K], see `accumulate_hessian`. Inputs that are always zero are decoupled from the others.
         damp: share of the mean diagonal that is added to the diagonal.
-        block_size: columns whose errors are spread lazily together; it does not change the result beyond rounding.
 
     Returns:
-        int8 [N, K].
+        float64 [K, K].
 
     Raises:
         ValueError: the Hessian is not finite, or not positive definite even with a thousandfold damp.
     """
     if not torch.isfinite(hessian).all():
         raise ValueError("the GPTQ Hessian has entries that are not finite: an input of this layer overflowed")
-    smallest, largest = integer_range(bits)
-    # Columns of the weight are rows here: what is worked on lies together.
-    work = weight.mT.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    columns = len(work)
-    per_group = columns // scale.shape[1]
-    steps = scale.mT.to(torch.float64).contiguous()
-    zeros = torch.zeros_like(steps) if zero is None else zero.mT.to(torch.float64).contiguous()
-    inverse = _inverse_cholesky(hessian, damp)
-    codes = torch.empty_like(work, dtype=torch.int8)
-    for start in range(0, columns, block_size):
-        stop = min(start + block_size, columns)
-        errors = torch.empty_like(work[start:stop])
-        for k in range(start, stop):
-            step, offset = steps[k // per_group], zeros[k // per_group]
-            code = (work[k] / step).round_().add_(offset).clamp_(smallest, largest)
-            codes[k] = code
-            error = errors[k - start]
-            torch.div(work[k] - code.sub_(offset).mul_(step), inverse[k, k], out=error)
-            work[k + 1 : stop].sub_(inverse[k, k + 1 : stop, None] * error)
-        work[stop:].sub_(inverse[start:stop, stop:].mT @ errors)
-    return codes.mT.contiguous()
-
-
-def _inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
-    """Upper Cholesky factor U of the inverse of the damped Hessian, UᵀU = H⁻¹; inputs that are always zero are decoupled.
-
-    With J the matrix that turns the order round, J H J = L Lᵀ makes H⁻¹ = (J L⁻¹ J)ᵀ (J L⁻¹ J): one factorization.
-    """
     mean = hessian.diagonal().to(torch.float64).mean().clamp(min=torch.finfo(torch.float64).tiny)
     for factor in (1, 10, 100, 1000):
         damped = hessian.flip(0, 1).to(torch.float64)
@@ -80,19 +42,52 @@ def _inverse_cholesky(hessian: Tensor, damp: float) -> Tensor:
         diagonal += factor * damp * mean
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            _invert_lower(lower)
-            return lower.flip(0, 1)
+            turned = torch.flip(lower.mT, (0, 1)).contiguous()
+            return turned.div_(turned.diagonal().clone().unsqueeze(1))
     raise ValueError(f"the GPTQ Hessian is not positive definite even with {1000 * damp:g} of its mean diagonal added")
 
 
-def _invert_lower(matrix: Tensor) -> None:
-    """Invert a lower triangular matrix in place, by halves: nearly all of it is matrix products."""
-    size = len(matrix)
-    if size <= 128:
-        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-        matrix.copy_(torch.linalg.solve_triangular(matrix, identity, upper=False))
-        return
-    first, second = slice(0, size // 2), slice(size // 2, None)
-    _invert_lower(matrix[first, first])
-    _invert_lower(matrix[second, second])
-    matrix[second, first] = -(matrix[second, second] @ (matrix[second, first] @ matrix[first, first]))
+def gptq_round(
+    weight: Tensor, scale: Tensor, factor: Tensor, bits: int, zero: Tensor | None = None, block_size: int = 32
+) -> Tensor:
+    """Codes of `weight` on a fixed grid, columns in order, each making up for the errors of those before it.
+
+    The error of the output is Σ_k D_k (Σ_j≤k R_kj e_j)² with e = w − ŵ: column k is least in error where it is rounded from
+    w_k + Σ_j<k R_kj e_j. Those are GPTQ's codes without the inverse of the Hessian (Babai's nearest plane, arXiv 2507.18553).
+
+    Args:
+        weight: [N, K].
+        scale: [N, G], step size of each row's groups of K/G columns; it is not changed.
+        factor: R, [K, K], of `hessian_factor`. With a diagonal Hessian the result is round-to-nearest.
+        zero: [N, G], zero points of an asymmetric grid.
+        block_size: columns that are taken one by one; it does not change the result beyond rounding.
+
+    Returns:
+        int8 [N, K].
+    """
+    smallest, largest = integer_range(bits)
+    # Columns of the weight are rows here: what is worked on lies together. First w, then what it is rounded from, then e.
+    work = weight.mT.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    columns = len(work)
+    per_group = columns // scale.shape[1]
+    steps = scale.mT.to(torch.float64).contiguous()
+    zeros = torch.zeros_like(steps) if zero is None else zero.mT.to(torch.float64).contiguous()
+    codes = torch.empty_like(work, dtype=torch.int8)
+
+    def round_columns(start: int, stop: int) -> None:
+        """By halves: nearly all of it is matrix products."""
+        if stop - start > block_size:
+            middle = (start + stop) // 2
+            round_columns(start, middle)
+            work[middle:stop].addmm_(factor[middle:stop, start:middle], work[start:middle])
+            round_columns(middle, stop)
+            return
+        for k in range(start, stop):
+            step, offset = steps[k // per_group], zeros[k // per_group]
+            wanted = work[k].addmv_(work[start:k].mT, factor[k, start:k])
+            code = (wanted / step).round_().add_(offset).clamp_(smallest, largest)
+            codes[k] = code
+            torch.sub(weight[:, k], code.sub_(offset).mul_(step), out=wanted)
+
+    round_columns(0, columns)
+    return codes.mT.contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2q.memory import in_chunks
 from s2q.models.family import Family
-from s2q.numerics.gptq import accumulate_hessian
+from s2q.numerics.gptq import accumulate_hessian, hessian_factor
 from s2q.quantization.freeze import freeze
 from s2q.quantization.layer import SimulatedLinear
 from s2q.quantization.learn import learn, transforms_of
@@ -61,10 +61,11 @@ def calibrate_block(
     hessians = _hessians(simulated, family, recipe, groups, samples)
     tensors = {}
     for group in groups:
+        factor = hessian_factor(hessians.pop(group)) if group in hessians else None
         for name in group:
             linear = simulated.get_submodule(name)
             linear.inputs.forget()
-            tensors[name] = freeze(linear, hessians.get(group))
+            tensors[name] = freeze(linear, factor)
     error_nearest = error = None
     if samples:
         error = relative_error(packed_block(block, family, recipe, tensors), family, samples)

@@ -32,11 +32,11 @@ def fold(weight: Tensor, transform: InputTransform) -> Tensor:
 
 
 @torch.no_grad()
-def freeze(linear: SimulatedLinear, hessian: Tensor | None) -> dict[str, Tensor]:
+def freeze(linear: SimulatedLinear, factor: Tensor | None) -> dict[str, Tensor]:
     """The tensors of `s2q.checkpoint` for one linear (without bias).
 
     Args:
-        hessian: [K, K] of the transformed, quantized inputs; needed by GPTQ.
+        factor: [K, K], `hessian_factor` of the transformed, quantized inputs; needed by GPTQ.
     """
     scheme, transform = linear.scheme, frozen_transform(linear)
     down, up = (None if t is None else t.bfloat16() for t in (linear.low_rank_down, linear.low_rank_up))
@@ -45,7 +45,7 @@ def freeze(linear: SimulatedLinear, hessian: Tensor | None) -> dict[str, Tensor]
     scale, zero = linear.round_grid if scheme.rounding == "adaround" else linear.weight_grid(weight)
     scale = scale.float()
     if scheme.rounding == "gptq":
-        codes = gptq_round(weight, scale, hessian, bits, zero)
+        codes = gptq_round(weight, scale, factor, bits, zero)
     elif scheme.rounding == "adaround":
         codes = linear.chosen_codes((linear.round_logit > 0).float()).to(torch.int8)
     else:

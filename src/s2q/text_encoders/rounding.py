@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from s2q.numerics.gptq import accumulate_hessian
+from s2q.numerics.gptq import accumulate_hessian, hessian_factor
 from s2q.progress import Progress
 from s2q.quantization.freeze import freeze
 from s2q.quantization.layer import SimulatedLinear
@@ -33,7 +33,8 @@ def quantize_blocks(encoder: TextEncoder, scheme: LinearScheme, tokens: Tokens |
     with progress.stage(encoder.part, len(encoder.blocks)) as stage:
         if tokens is None:
             for _, block in encoder.blocks:
-                _replace(block, scheme, {})
+                for name, linear in block_linears(block):
+                    _replace(block, name, linear, scheme, None)
                 stage.advance()
             return
         device = encoder.model.get_input_embeddings().weight.device
@@ -61,46 +62,49 @@ class _Watched:
 
     def __init__(self, name: str, block: nn.Module, scheme: LinearScheme, shown: Tensor):
         self._name, self._block, self._scheme, self._shown = name, block, scheme, shown
-        self._hessians: dict[str, Tensor] = {}
-        self._inputs: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, list[str]]] = []  # input, Hessian, the linears that share them
         self._handles = [
             linear.register_forward_pre_hook(lambda module, args, name=name: self._see(name, args[0]))
             for name, linear in block_linears(block)
         ]
 
     def _see(self, name: str, x: Tensor) -> None:
-        hessian = next((hessian for seen, hessian in self._inputs if seen is x), None)  # q, k and v share one
-        if hessian is None:
-            hessian = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
-            accumulate_hessian(hessian, x[self._shown] if x.shape[:2] == self._shown.shape else x.flatten(0, -2))
-            self._inputs.append((x, hessian))
-        self._hessians[name] = hessian
+        sharing = next((names for seen, _, names in self._seen if seen is x), None)
+        if sharing is not None:
+            sharing.append(name)
+            return
+        hessian = torch.zeros(x.shape[-1], x.shape[-1], device=x.device)
+        accumulate_hessian(hessian, x[self._shown] if x.shape[:2] == self._shown.shape else x.flatten(0, -2))
+        self._seen.append((x, hessian, [name]))
 
     def replace(self) -> None:
         """Quantize the linears by what was seen."""
         for handle in self._handles:
             handle.remove()
-        unseen = [name for name, _ in block_linears(self._block) if name not in self._hessians]
+        linears = dict(block_linears(self._block))
+        unseen = linears.keys() - {name for *_, names in self._seen for name in names}
         if unseen:
-            raise ValueError(f"no input reached {', '.join(unseen)} of {self._name}: GPTQ cannot round them")
-        _replace(self._block, self._scheme, self._hessians)
-        self._hessians, self._inputs = {}, []
+            raise ValueError(f"no input reached {', '.join(sorted(unseen))} of {self._name}: GPTQ cannot round them")
+        while self._seen:
+            _, hessian, names = self._seen.pop(0)
+            factor = hessian_factor(hessian)
+            for name in names:
+                _replace(self._block, name, linears[name], self._scheme, factor)
 
 
-def _replace(block: nn.Module, scheme: LinearScheme, hessians: dict[str, Tensor]) -> None:
-    for name, linear in block_linears(block):
-        with align_module_device(linear):
-            block.set_submodule(name, packed_linear(linear, scheme, hessians.get(name)))
+def _replace(block: nn.Module, name: str, linear: nn.Linear, scheme: LinearScheme, factor: Tensor | None) -> None:
+    with align_module_device(linear):
+        block.set_submodule(name, packed_linear(linear, scheme, factor))
 
 
-def packed_linear(linear: nn.Linear, scheme: LinearScheme, hessian: Tensor | None) -> QuantLinear:
+def packed_linear(linear: nn.Linear, scheme: LinearScheme, factor: Tensor | None) -> QuantLinear:
     """The linear with its weight rounded and packed, on the same device."""
     columns, device = linear.in_features, linear.weight.device
     bias = linear.bias is not None
     packed = QuantLinear(columns, linear.out_features, bias, scheme_spec(scheme, columns), "meta", linear.weight.dtype)
     # To the nearest, rows know nothing of each other: a few at a time fit the cache.
-    share = ROWS if hessian is None else linear.out_features
-    pieces = [_rounded(rows, scheme, hessian) for rows in linear.weight.detach().split(share)]
+    share = ROWS if factor is None else linear.out_features
+    pieces = [_rounded(rows, scheme, factor) for rows in linear.weight.detach().split(share)]
     for name in packed.tensor_names:
         whole = torch.tensor([linear.out_features, columns]) if name == "weight_shape" else None
         tensor = torch.cat([piece[name] for piece in pieces]) if whole is None else whole
@@ -110,9 +114,9 @@ def packed_linear(linear: nn.Linear, scheme: LinearScheme, hessian: Tensor | Non
     return packed
 
 
-def _rounded(weight: Tensor, scheme: LinearScheme, hessian: Tensor | None) -> dict[str, Tensor]:
+def _rounded(weight: Tensor, scheme: LinearScheme, factor: Tensor | None) -> dict[str, Tensor]:
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     inputs = SharedTransform(columns, scheme, torch.ones(columns, device=weight.device), torch.Generator())
-    return freeze(SimulatedLinear(linear, scheme, inputs), hessian)
+    return freeze(SimulatedLinear(linear, scheme, inputs), factor)
