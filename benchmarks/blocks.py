@@ -3,7 +3,7 @@
     python benchmarks/blocks.py --tokens 1024 4096 --threads 1 --results benchmarks/results/blocks.json
 
 The block is diffusers' own, of the width of a released model, on the model's text tokens and as many video tokens as asked
-for, without rotary embeddings. Its linears are packed as each recipe would have them, with random codes; the last recipe's is
+for, without rotary embeddings. Its linears are packed as each recipe would have them, with random codes; the last one's is
 timed with attention in int8 as well. All candidates take turns in one process; seconds are medians. Attention is timed alone
 on tensors of the same shape.
 """
@@ -32,16 +32,15 @@ from s2q.storage import write_json
 # Heads, channels of a head; all have as many text tokens, but for the demo.
 MODELS = {"CogVideoX-2B": (30, 64, 226), "CogVideoX-5B": (48, 64, 226), "demo": (5, 32, 16)}
 KINDS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-RECIPES = ("s2q_vdit", "s2q_plus")
-IN_INT8 = f"{RECIPES[-1]}, int8 attention"
-BITS = "W4A6"
+PACKED = ("s2q_vdit W4A6", "s2q_plus W4A6", "s2q_plus W4A8")
+IN_INT8 = f"{PACKED[-1]}, int8 attention"
 
 
-def block_of(model: str, recipe: str | None, dtype: torch.dtype) -> nn.Module:
-    """The block with random weights, packed as `recipe` says or float."""
+def block_of(model: str, packed: str | None, dtype: torch.dtype) -> nn.Module:
+    """The block with random weights, packed by a recipe at some bits ("s2q_plus W4A6"), or float."""
     heads, head, _ = MODELS[model]
     config = {"num_attention_heads": heads, "attention_head_dim": head, "num_layers": 1}
-    whole = random_model(CogVideoXTransformer3DModel, config, recipe and get_recipe(recipe, BITS), dtype)
+    whole = random_model(CogVideoXTransformer3DModel, config, packed and get_recipe(*packed.split()), dtype)
     return whole.transformer_blocks[0]
 
 
@@ -65,16 +64,16 @@ def measure(model: str, tokens: int, repeats: int) -> dict[str, Any]:
     heads, head, text = MODELS[model]
     candidates: dict[str, Callable[[], Any]] = {}
     for kind, dtype in KINDS.items():
-        blocks = {recipe: block_of(model, recipe, dtype) for recipe in (None, *RECIPES)}
+        blocks = {packed: block_of(model, packed, dtype) for packed in (None, *PACKED)}
         given = inputs_of(blocks[None], model, tokens, dtype)
         candidates[kind] = partial(call, blocks[None], given, False)
-        for recipe in RECIPES:
-            candidates[f"{recipe}, {kind}"] = partial(call, blocks[recipe], given, False)
-        candidates[f"{IN_INT8}, {kind}"] = partial(call, blocks[RECIPES[-1]], given, True)
+        for packed in PACKED:
+            candidates[f"{packed}, {kind}"] = partial(call, blocks[packed], given, False)
+        candidates[f"{IN_INT8}, {kind}"] = partial(call, blocks[PACKED[-1]], given, True)
         parts = torch.randn(3, 1, heads, tokens + text, head).to(dtype)
         candidates[f"attention alone, {kind}"] = partial(nn.functional.scaled_dot_product_attention, *parts)
     seconds = interleaved(candidates, repeats)
-    timed = (*RECIPES, IN_INT8)
+    timed = (*PACKED, IN_INT8)
     ratios = {f"{name}, over {kind}": seconds[kind] / seconds[f"{name}, {kind}"] for name in timed for kind in KINDS}
     shares = {
         name: seconds[f"attention alone, {name.rpartition(', ')[2]}"] / value

@@ -151,7 +151,7 @@ def s2q_vdit(bits: Bits) -> Recipe:
 
 def s2q_plus(bits: Bits) -> Recipe:
     """Ours: S²Q-VDiT's learning on asymmetric grids, tokens in groups of 64 channels, samples spread evenly; Hadamard blocks
-    where the Kronecker transform would cost most, and a third of the steps.
+    where the Kronecker transform would cost most, and a third of the steps. At 8 bits tokens need no groups.
 
     What was added and left out is what docs/method.md measures; the faithful method is `s2q_vdit`.
     """
@@ -160,7 +160,7 @@ def s2q_plus(bits: Bits) -> Recipe:
         transform=TransformSpec(down_rotation="hadamard_blocks"),
         symmetric_weights=False,
         symmetric_acts=False,
-        act_group_size=64,
+        act_group_size=64 if bits.act is not None and bits.act < 8 else None,
         weight_clip="learned",
         act_clip="learned",
         rounding="gptq",

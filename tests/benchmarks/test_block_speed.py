@@ -16,7 +16,7 @@ def blocks(script: Callable[[str], ModuleType]) -> ModuleType:
 
 def test_a_row_has_every_candidate_and_the_ratios_of_its_seconds(blocks: ModuleType) -> None:
     row = blocks.measure("demo", 8, 1)
-    seconds, timed = row["median_seconds"], (*blocks.RECIPES, blocks.IN_INT8)
+    seconds, timed = row["median_seconds"], (*blocks.PACKED, blocks.IN_INT8)
     assert set(row["ratios"]) == {f"{name}, over {kind}" for name in timed for kind in blocks.KINDS}
     for name in timed:
         expected = seconds["bfloat16"] / seconds[f"{name}, bfloat16"]
@@ -24,7 +24,7 @@ def test_a_row_has_every_candidate_and_the_ratios_of_its_seconds(blocks: ModuleT
 
 
 def test_every_linear_is_quantized_and_the_input_of_q_k_and_v_is_shared(blocks: ModuleType) -> None:
-    block = blocks.block_of("demo", "s2q_plus", torch.float32)
+    block = blocks.block_of("demo", "s2q_plus W4A6", torch.float32)
     linears = [m for m in block.modules() if isinstance(m, torch.nn.Linear)]
     assert len(linears) == 8
     assert all(isinstance(m, QuantLinear) for m in linears)

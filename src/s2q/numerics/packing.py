@@ -29,20 +29,18 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         ValueError: a code lies outside the range.
     """
     smallest, largest = integer_range(bits)
-    if codes.numel() and (int(codes.min()) < smallest or int(codes.max()) > largest):
-        raise ValueError(
-            f"codes span {int(codes.min())}..{int(codes.max())}, outside the {bits}-bit range {smallest}..{largest}"
-        )
+    least, most = map(int, codes.aminmax()) if codes.numel() else (0, 0)
+    if least < smallest or most > largest:
+        raise ValueError(f"codes span {least}..{most}, outside the {bits}-bit range {smallest}..{largest}")
     rows, columns = codes.shape
-    unsigned = (codes.to(torch.int16) - smallest).to(torch.uint8)
-    shifts = torch.arange(bits, dtype=torch.uint8, device=codes.device)
-    stream = ((unsigned.unsqueeze(-1) >> shifts) & 1).reshape(rows, columns * bits)
-    words = packed_width(columns, bits)
-    padded = torch.zeros(rows, words * 32, dtype=torch.uint8, device=codes.device)
-    padded[:, : columns * bits] = stream
-    weights = 1 << torch.arange(8, dtype=torch.uint8, device=codes.device)
-    data = (padded.view(rows, words * 4, 8) * weights).sum(-1, dtype=torch.uint8)
-    return data.view(torch.int32)
+    joined = torch.zeros(rows, -(-columns // 32) * 32, dtype=torch.uint8, device=codes.device)
+    joined[:, :columns] = codes.view(torch.uint8) - smallest  # wraps to what is meant
+    # Neighbours are joined three times: eight codes of b bits are b bytes.
+    for width, dtype in ((bits, torch.int32), (2 * bits, torch.int64), (4 * bits, torch.int64)):
+        first, second = joined.unflatten(-1, (-1, 2)).to(dtype).unbind(-1)
+        joined = first | second << width
+    stream = joined.view(torch.uint8).unflatten(-1, (-1, 8))[..., :bits].flatten(1)
+    return stream.view(torch.int32)[:, : packed_width(columns, bits)].contiguous()
 
 
 def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
