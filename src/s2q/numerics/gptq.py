@@ -18,9 +18,9 @@ def accumulate_hessian(hessian: Tensor, x: Tensor) -> None:
 
 
 def hessian_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
-    """What `gptq_round` needs of a Hessian: R, lower triangular with ones on its diagonal, H + damping = Rᵀ D R.
+    """What `gptq_round` needs of a Hessian: R, upper triangular with ones on its diagonal, J (H + damping) J = Rᵀ D R.
 
-    With J the matrix that turns the order round and J H J = L Lᵀ, R is J Lᵀ J with its rows scaled.
+    J turns the order round: columns are rounded from the first to the last, and R tells of each what those before it do to it.
 
     Args:
         hessian: [K, K], see `accumulate_hessian`. Inputs that are always zero are decoupled from the others.
@@ -42,8 +42,7 @@ def hessian_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
         diagonal += factor * damp * mean
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
-            turned = torch.flip(lower.mT, (0, 1)).contiguous()
-            return turned.div_(turned.diagonal().clone().unsqueeze(1))
+            return lower.div_(lower.diagonal().clone()).mT
     raise ValueError(f"the GPTQ Hessian is not positive definite even with {1000 * damp:g} of its mean diagonal added")
 
 
@@ -52,8 +51,8 @@ def gptq_round(
 ) -> Tensor:
     """Codes of `weight` on a fixed grid, columns in order, each making up for the errors of those before it.
 
-    The error of the output is Σ_k D_k (Σ_j≤k R_kj e_j)² with e = w − ŵ: column k is least in error where it is rounded from
-    w_k + Σ_j<k R_kj e_j. Those are GPTQ's codes without the inverse of the Hessian (Babai's nearest plane, arXiv 2507.18553).
+    With e = J (w − ŵ) the error of the output is Σ_k D_k (Σ_j≥k R_kj e_j)²: column k of J w is least in error where it is rounded
+    from (J w)_k + Σ_j>k R_kj e_j. Those are GPTQ's codes without the inverse of the Hessian (Babai's nearest plane, arXiv 2507.18553).
 
     Args:
         weight: [N, K].
@@ -66,28 +65,28 @@ def gptq_round(
         int8 [N, K].
     """
     smallest, largest = integer_range(bits)
-    # Columns of the weight are rows here: what is worked on lies together. First w, then what it is rounded from, then e.
-    work = weight.mT.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+    # Columns of J w are rows here: what is worked on lies together. First J w, then what it is rounded from, then e.
+    work = weight.mT.flip(0).to(torch.float64).contiguous()
     columns = len(work)
     per_group = columns // scale.shape[1]
-    steps = scale.mT.to(torch.float64).contiguous()
-    zeros = torch.zeros_like(steps) if zero is None else zero.mT.to(torch.float64).contiguous()
+    steps = scale.mT.flip(0).to(torch.float64).contiguous()
+    zeros = torch.zeros_like(steps) if zero is None else zero.mT.flip(0).to(torch.float64).contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
 
     def round_columns(start: int, stop: int) -> None:
         """By halves: nearly all of it is matrix products."""
         if stop - start > block_size:
             middle = (start + stop) // 2
-            round_columns(start, middle)
-            work[middle:stop].addmm_(factor[middle:stop, start:middle], work[start:middle])
             round_columns(middle, stop)
+            work[start:middle].addmm_(factor[start:middle, middle:stop], work[middle:stop])
+            round_columns(start, middle)
             return
-        for k in range(start, stop):
+        for k in reversed(range(start, stop)):
             step, offset = steps[k // per_group], zeros[k // per_group]
-            wanted = work[k].addmv_(work[start:k].mT, factor[k, start:k])
+            wanted = work[k].addmv_(work[k + 1 : stop].mT, factor[k, k + 1 : stop])
             code = (wanted / step).round_().add_(offset).clamp_(smallest, largest)
             codes[k] = code
-            torch.sub(weight[:, k], code.sub_(offset).mul_(step), out=wanted)
+            torch.sub(weight[:, -1 - k], code.sub_(offset).mul_(step), out=wanted)
 
     round_columns(0, columns)
-    return codes.mT.contiguous()
+    return codes.flip(0).mT.contiguous()
