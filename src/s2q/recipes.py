@@ -150,17 +150,20 @@ def s2q_vdit(bits: Bits) -> Recipe:
 
 
 def s2q_plus(bits: Bits) -> Recipe:
-    """Ours: S²Q-VDiT's learning on asymmetric grids, tokens in groups of 64 channels, samples spread evenly; Hadamard blocks
-    where the Kronecker transform would cost most, and a third of the steps. At 8 bits tokens need no groups.
+    """Ours: S²Q-VDiT's learning on asymmetric weights, samples spread evenly, a third of the steps; and what the bits ask for.
 
+    Tokens of few bits are asymmetric and in groups of 64 channels, behind a Kronecker transform but where that would cost most.
+    At 8 bits they lose so little that Hadamard blocks and one step a token do as well, which cost next to nothing.
     What was added and left out is what docs/method.md measures; the faithful method is `s2q_vdit`.
     """
+    few = bits.act is not None and bits.act < 8
+    rotations = {"down_rotation" if few else "rotation": "hadamard_blocks"}
     schemes = _schemes(
         bits,
-        transform=TransformSpec(down_rotation="hadamard_blocks"),
+        transform=TransformSpec(**rotations),
         symmetric_weights=False,
-        symmetric_acts=False,
-        act_group_size=64 if bits.act is not None and bits.act < 8 else None,
+        symmetric_acts=not few,
+        act_group_size=64 if few else None,
         weight_clip="learned",
         act_clip="learned",
         rounding="gptq",
