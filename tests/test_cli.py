@@ -158,7 +158,7 @@ def test_a_video_that_cannot_be_made_is_refused(
 def test_report_has_the_keys_that_scripts_rely_on(result: Path) -> None:
     report = json.loads((result / "out" / "report.json").read_text())
     assert report.keys() >= {"recipe", "bits", "seed", "storage", "fidelity", "readback", "seconds"}
-    assert (report["recipe"], report["bits"], report["seed"]) == ("s2q_plus", "W4A6", 0)
+    assert (report["recipe"], report["bits"], report["seed"]) == ("s2q_plus", "W4A8", 0)
     assert report["storage"].keys() >= {"float_bytes", "quantized_bytes", "bits_per_block_weight"}
     assert report["storage"]["bits_per_block_weight"] == 4
     fidelity = {"psnr_db", "ssim", "ms_ssim", "latent_relative_mse", "motion_ratio", "flicker_ratio", "clips"}

@@ -181,3 +181,11 @@ def test_what_only_down_projections_learn_is_learned() -> None:
     fixed = {"channel_scale": False, "rotation": "hadamard_blocks"}
     assert not LinearScheme(weight_bits=4, transform=fixed).learns
     assert LinearScheme(weight_bits=4, transform=fixed | {"down_rotation": "kronecker"}).learns
+
+
+def test_the_default_recipe_pays_for_its_tokens_only_where_their_bits_are_few() -> None:
+    few, plain = get_recipe("s2q_plus", "W4A6").linear, get_recipe("s2q_plus", "W4A8").linear
+    assert (few.act_group_size, few.symmetric_acts, few.transform.rotation) == (64, False, "kronecker")
+    assert (plain.act_group_size, plain.symmetric_acts, plain.transform.rotation) == (None, True, "hadamard_blocks")
+    assert not few.symmetric_weights
+    assert not plain.symmetric_weights

@@ -50,7 +50,7 @@ from s2q.cli_work import (
 )
 from s2q.messages import USER_ERRORS, console, errors, print_storage
 from s2q.ranks import speaks
-from s2q.recipes import DEFAULT
+from s2q.recipes import DEFAULT, DEFAULT_BITS
 from s2q.reproducible import ask_for_the_same_bits
 
 app = typer.Typer(
@@ -100,7 +100,7 @@ def _interrupted(number: int, frame: Any) -> None:
 def quantize(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="The transformer folder to write.")],
-    bits: BitsOption = "W4A6",
+    bits: BitsOption = DEFAULT_BITS,
     recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     prompts: PromptsOption = None,
@@ -145,7 +145,7 @@ def quantize(
 def run(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything.")],
-    bits: BitsOption = "W4A6",
+    bits: BitsOption = DEFAULT_BITS,
     recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     prompts: PromptsOption = None,

@@ -11,10 +11,11 @@ from s2q.cli_open import chosen_device
 from s2q.cli_options import BitsOption, DeviceOption, JsonOption
 from s2q.cli_work import write_summary
 from s2q.messages import console
+from s2q.recipes import DEFAULT_BITS
 
 
 def bench(
-    bits: BitsOption = "W4A6",
+    bits: BitsOption = DEFAULT_BITS,
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Whose widths; repeat it. Default: all that are known.")
     ] = None,

@@ -22,6 +22,7 @@ from s2q.cli_options import (
 )
 from s2q.cli_work import calibration_file, comparison_prompts, say_if_fewer
 from s2q.messages import console
+from s2q.recipes import DEFAULT_BITS, RECIPES
 
 
 def compare(
@@ -31,7 +32,7 @@ def compare(
         list[str] | None,
         typer.Option("--recipe", help="A recipe, or a variant RECIPE:FIELD=VALUE. Repeat it. Default: all recipes."),
     ] = None,
-    bits: Annotated[list[str] | None, typer.Option("--bits", help="Repeat it. Default: W4A6.")] = None,
+    bits: Annotated[list[str] | None, typer.Option("--bits", help=f"Repeat it. Default: {DEFAULT_BITS}.")] = None,
     seeds: Annotated[int, typer.Option("--seeds", help="Calibrations of each, from seeds 0, 1, …", min=1)] = 3,
     clips: Annotated[int, typer.Option("--clips", help="Held-out prompts, one clip each.", min=2)] = 64,
     batch: Annotated[int, typer.Option("--batch", help="Clips made at a time.", min=1)] = 16,
@@ -57,10 +58,9 @@ def compare(
     from s2q.comparison.page import page
     from s2q.comparison.summary import markdown, summary
     from s2q.progress import terminal_progress
-    from s2q.recipes import RECIPES
     from s2q.storage import replacing, write_json
 
-    cells = grid(recipe or list(RECIPES), bits or ["W4A6"], seeds)
+    cells = grid(recipe or list(RECIPES), bits or [DEFAULT_BITS], seeds)
     given = comparison_prompts(pipeline, clips, prompts)
     most = max((recipe.sampler.prompts for cell in cells if (recipe := cell.recipe()).needs_samples), default=0)
     calibrate_on = calibration_file(pipeline, calibration_prompts, most)

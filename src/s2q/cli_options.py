@@ -8,7 +8,9 @@ import typer
 _DEMOS = "the word [b]demo[/b] (from a source checkout also [b]demo-wan[/b] and [b]demo-hunyuanvideo[/b])"
 
 Source = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"A diffusers folder, a hub id, or {_DEMOS}.")]
-BitsOption = Annotated[str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6.")]
+BitsOption = Annotated[
+    str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6 or W4A4.")
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see docs/recipes.md.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")

@@ -21,12 +21,12 @@ from s2q.cli_options import (
 from s2q.cli_text import planned_text
 from s2q.cli_work import chosen_recipe, write_summary
 from s2q.messages import console, duration, size, table
-from s2q.recipes import DEFAULT
+from s2q.recipes import DEFAULT, DEFAULT_BITS
 
 
 def plan(
     pipeline: Source,
-    bits: BitsOption = "W4A6",
+    bits: BitsOption = DEFAULT_BITS,
     recipe: RecipeOption = DEFAULT,
     set_: Overrides = None,
     steps: StepsOption = None,

@@ -17,7 +17,7 @@ from s2q.package import Storage, collect, storage_of
 from s2q.progress import Progress, as_progress
 from s2q.prompts import calibration_prompts
 from s2q.recipe import Recipe
-from s2q.recipes import DEFAULT, get_recipe, override
+from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe, override
 from s2q.reuse import read_note
 from s2q.runtime.diffusers import install
 
@@ -39,7 +39,7 @@ def quantize(
     recipe: str | Recipe = DEFAULT,
     out: str | Path | None = None,
     *,
-    bits: str = "W4A6",
+    bits: str = DEFAULT_BITS,
     prompts: Sequence[str] | None = None,
     seed: int = 0,
     part: str | None = None,

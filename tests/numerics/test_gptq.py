@@ -46,7 +46,9 @@ def test_independent_inputs_give_round_to_nearest(bits: int) -> None:
     weight, _ = problem()
     scale = row_scale(weight, bits)
     hessian = torch.diag(torch.rand(weight.shape[1], dtype=torch.float64) + 0.1)
-    assert torch.equal(gptq_round(weight, scale, hessian_factor(hessian), bits), quantize(weight.double(), scale.double(), bits))
+    assert torch.equal(
+        gptq_round(weight, scale, hessian_factor(hessian), bits), quantize(weight.double(), scale.double(), bits)
+    )
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,7 +82,9 @@ def test_inputs_that_are_all_zero_give_nearest_instead_of_an_error() -> None:
     weight, _ = problem()
     scale = row_scale(weight, 4)
     hessian = torch.zeros(40, 40, dtype=torch.float64)
-    assert torch.equal(gptq_round(weight, scale, hessian_factor(hessian), 4), quantize(weight.double(), scale.double(), 4))
+    assert torch.equal(
+        gptq_round(weight, scale, hessian_factor(hessian), 4), quantize(weight.double(), scale.double(), 4)
+    )
 
 
 def test_fewer_samples_than_channels_are_enough() -> None:

@@ -2,89 +2,24 @@
  *
  * Queries stand in the lanes of vectors, 32 of them at a time; a quad of four codes of a key is broadcast to all of
  * them. So maxima and sums run down registers and never across, and the exact products are all one instruction where
- * the CPU has VNNI: unsigned times signed bytes, four at a time. Queries are made unsigned by adding 128, which is taken back
- * through the sum of each key's codes. Every float operation is rounded by itself (compile with -ffp-contract=off), so
- * that all instruction sets give the same bits. The build compiles this file once for each, with SET naming it.
+ * the CPU has VNNI: unsigned times signed bytes, four at a time; AMX takes the same codes as tiles. Queries are made
+ * unsigned by adding 128, which is taken back through the sum of each key's codes. Every float operation is rounded by
+ * itself (compile with -ffp-contract=off), so that all instruction sets give the same bits. The build compiles this file
+ * once for each, with SET naming it.
  */
 #include "attention_codes.h"
+#include "attention_lanes.h"
+#include "attention_tiles.h"
 
-/* VECTOR bytes are a register; TILE keys, or channels, are summed at a time, as many as there are registers for. */
-#if defined(__AVX512BW__)
-#include <immintrin.h>
-enum { VECTOR = 64, TILE = 8 };
-#elif defined(__AVX2__)
-#include <immintrin.h>
-enum { VECTOR = 32, TILE = 2 };
-#else
-enum { VECTOR = 16, TILE = 1 };
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { LANES = VECTOR / 4, WIDE = QUERIES / LANES };
-
-typedef float floats __attribute__((vector_size(VECTOR)));
-typedef int32_t ints __attribute__((vector_size(VECTOR)));
-typedef uint32_t words __attribute__((vector_size(VECTOR)));
-
-static const float POWERS[5] = {1.0f, 0.6930635690344632f, 0.2394567375505338f, 0.05322356574378527f, 0.006831887736586854f};
-static const float SMALLEST_POWER = -126.0f, LOWEST_BIAS = -3e38f, LOG2_E = 1.4426950408889634f, SHARES = 255.0f;
-
-INLINE floats larger(floats a, floats b) {
-#if defined(__AVX512BW__)
-    return (floats)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-    return (floats)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    const ints first = a > b;
-    return (floats)((first & (ints)a) | (~first & (ints)b));
-#endif
-}
-
-/* sum + the four unsigned bytes of each lane of `a`, times the four signed bytes of `b`. */
-INLINE ints dot(ints sum, ints a, int32_t b) {
-#if defined(__AVX512VNNI__)
-    return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
-#else
-    /* Bytes 0 and 2, then 1 and 3, as pairs of 16 bits: exact, where 8 bits at a time would saturate. */
-    const int32_t even = (int32_t)(((uint32_t)(int32_t)(int8_t)b & 0xffffu) | ((uint32_t)(int8_t)(b >> 16) << 16));
-    const int32_t odd = (int32_t)(((uint32_t)(int32_t)(int8_t)(b >> 8) & 0xffffu) | ((uint32_t)(int8_t)(b >> 24) << 16));
-    const ints low = a & 0x00ff00ff, high = (a >> 8) & 0x00ff00ff;
-#if defined(__AVX512BW__)
-    sum += (ints)_mm512_madd_epi16((__m512i)low, _mm512_set1_epi32(even));
-    return sum + (ints)_mm512_madd_epi16((__m512i)high, _mm512_set1_epi32(odd));
-#elif defined(__AVX2__)
-    sum += (ints)_mm256_madd_epi16((__m256i)low, _mm256_set1_epi32(even));
-    return sum + (ints)_mm256_madd_epi16((__m256i)high, _mm256_set1_epi32(odd));
-#else
-    sum += (low & 0xffff) * (int32_t)(int16_t)even + (low >> 16) * (even >> 16);
-    return sum + (high & 0xffff) * (int32_t)(int16_t)odd + (high >> 16) * (odd >> 16);
-#endif
-#endif
-}
-
-/* factor · 2^x for x <= 0. */
-INLINE floats power_of_two(floats x, float factor) {
-    x = larger(x, (floats){0} + SMALLEST_POWER);
-    const ints whole = __builtin_convertvector(x, ints);
-    const floats part = x - __builtin_convertvector(whole, floats);
-    floats value = part * (factor * POWERS[4]) + factor * POWERS[3];
-    value = value * part + factor * POWERS[2];
-    value = value * part + factor * POWERS[1];
-    value = value * part + factor * POWERS[0];
-    return (floats)((words)value + ((words)whole << 23));
-}
-
-INLINE int32_t quad_at(const int8_t *codes) {
-    int32_t quad;
-    memcpy(&quad, codes, 4);
-    return quad;
-}
+static const float LOWEST_BIAS = -3e38f, LOG2_E = 1.4426950408889634f, SHARES = 255.0f;
 
 /* What is on hand for one tile of queries: lanes of vectors, [..][WIDE]. */
 struct tile {
     floats scores[KEYS][WIDE], bias[KEYS][WIDE], factor[WIDE], most[WIDE], total[WIDE], poison[WIDE];
     ints shares[KEYS / 4][WIDE];
+#if defined(__AMX_INT8__)
+    ints sums[KEYS][WIDE];
+#endif
 };
 
 static float bias_at(const struct attention *a, int64_t at) {
@@ -120,10 +55,23 @@ static int fill_bias(const struct attention *a, struct tile *t, int64_t head, in
     return plain ? PLAIN : unseen ? UNSEEN : BIASED;
 }
 
+INLINE void keep_score(struct tile *t, int64_t j, int w, ints sum, float step, int biased, floats top[WIDE]) {
+    floats value = __builtin_convertvector(sum, floats) * step;
+    if (biased) value = value * t->factor[w] + t->bias[j][w];
+    t->scores[j][w] = value;
+    top[w] = larger(value, top[w]);
+}
+
 /* Scores of a block of keys, in powers of two where they are biased, and each query's largest. */
 INLINE void score(const struct attention *a, struct tile *t, const ints (*queries)[WIDE], const int8_t *keys,
                   const int32_t *key_start, const float *step, int biased, floats top[WIDE]) {
     for (int w = 0; w < WIDE; w++) top[w] = (floats){0} - INFINITY;
+#if defined(__AMX_INT8__)
+    multiply_keys(a, keys, queries, t->sums);
+    for (int64_t j = 0; j < KEYS; j++)
+#pragma GCC unroll 8
+        for (int w = 0; w < WIDE; w++) keep_score(t, j, w, t->sums[j][w] + key_start[j], step[j], biased, top);
+#else
     for (int64_t j0 = 0; j0 < KEYS; j0 += TILE) {
         const int8_t *row = keys + j0 * a->quads * 4;
         ints sum[TILE][WIDE];
@@ -142,13 +90,9 @@ INLINE void score(const struct attention *a, struct tile *t, const ints (*querie
 #pragma GCC unroll 8
         for (int j = 0; j < TILE; j++)
 #pragma GCC unroll 8
-            for (int w = 0; w < WIDE; w++) {
-                floats value = __builtin_convertvector(sum[j][w], floats) * step[j0 + j];
-                if (biased) value = value * t->factor[w] + t->bias[j0 + j][w];
-                t->scores[j0 + j][w] = value;
-                top[w] = larger(value, top[w]);
-            }
+            for (int w = 0; w < WIDE; w++) keep_score(t, j0 + j, w, sum[j][w], step[j0 + j], biased, top);
     }
+#endif
     if (!biased)
         for (int w = 0; w < WIDE; w++) top[w] *= t->factor[w];
 }
@@ -174,9 +118,24 @@ INLINE void share(struct tile *t, int biased, const floats top[WIDE], ints total
         }
 }
 
+INLINE void keep_channel(floats attended[WIDE], int w, ints sum, const floats before[WIDE], const floats now[WIDE]) {
+    attended[w] = attended[w] * before[w] + __builtin_convertvector(sum, floats) * now[w];
+}
+
 /* attended · before + (shares · values) · now */
 INLINE void attend(const struct attention *a, const struct tile *t, const int8_t *values, const floats before[WIDE],
                    const floats now[WIDE], floats (*attended)[WIDE]) {
+#if defined(__AMX_INT8__)
+    take_shares(t->shares);
+    for (int64_t d0 = 0; d0 < a->channels; d0 += SIDE) {
+        ints sum[SIDE][WIDE];
+        multiply_values(values + d0 * KEYS, sum);
+#pragma GCC unroll 16
+        for (int d = 0; d < SIDE; d++)
+#pragma GCC unroll 8
+            for (int w = 0; w < WIDE; w++) keep_channel(attended[d0 + d], w, sum[d][w], before, now);
+    }
+#else
     for (int64_t d0 = 0; d0 < a->channels; d0 += TILE) {
         ints sum[TILE][WIDE];
 #pragma GCC unroll 8
@@ -194,9 +153,9 @@ INLINE void attend(const struct attention *a, const struct tile *t, const int8_t
 #pragma GCC unroll 8
         for (int d = 0; d < TILE; d++)
 #pragma GCC unroll 8
-            for (int w = 0; w < WIDE; w++)
-                attended[d0 + d][w] = attended[d0 + d][w] * before[w] + __builtin_convertvector(sum[d][w], floats) * now[w];
+            for (int w = 0; w < WIDE; w++) keep_channel(attended[d0 + d], w, sum[d][w], before, now);
     }
+#endif
 }
 
 /* Codes of queries into lanes, 128 added; a query's factor is its step times the scale. */
@@ -243,6 +202,9 @@ int NAMED(s2q_attention_run, SET)(const struct attention *a, int64_t start, int6
     float *row = malloc(a->width * sizeof(float));
     int8_t *codes = malloc(a->quads * 4);
     const int missing = !t || !queries || !attended || !row || !codes;
+#if defined(__AMX_INT8__)
+    start_tiles(a->quads);
+#endif
     for (int64_t item = start; item < stop && !missing; item++) {
         const int64_t head = item / tiles, first = item % tiles * QUERIES;
         const int64_t rows = a->queries - first < QUERIES ? a->queries - first : QUERIES;
@@ -277,6 +239,9 @@ int NAMED(s2q_attention_run, SET)(const struct attention *a, int64_t start, int6
         }
         store(a, t, head, first, rows, (const floats(*)[WIDE])attended);
     }
+#if defined(__AMX_INT8__)
+    _tile_release();
+#endif
     free(codes);
     free(row);
     free(attended);

@@ -1,4 +1,7 @@
 /* What one call of int8 attention is about; s2q/runtime/native/attention.py fills it in, field by field. */
+#ifndef S2Q_ATTENTION_H
+#define S2Q_ATTENTION_H
+
 #include <stdint.h>
 
 /* Queries of a tile, keys of a block. */
@@ -15,11 +18,14 @@ struct attention {
     int32_t *key_start;                  /* [.., blocks * KEYS] */
     float *key_step;                     /* [.., blocks * KEYS] */
     float *key_poison;                   /* [..], NaN where a key is not finite, else 0 */
-    int8_t *value_codes;                 /* [.., blocks * KEYS / 4, channels, 4] */
+    int8_t *value_codes;                 /* [.., blocks * KEYS / TOGETHER, channels, TOGETHER] */
     float *value_step;                   /* [.., value_width] */
     int64_t heads, queries, keys, width, value_width;
-    int64_t blocks, quads, channels;     /* keys, width, value_width rounded up: to KEYS, 4, and 8 */
+    int64_t blocks, channels;            /* keys and value_width rounded up: to KEYS, to 16 */
+    int64_t quads;                       /* of width, rounded up to equal parts of at most 16 */
     int64_t query_stride[3], key_stride[3], value_stride[3], out_stride[3], mask_stride[4];
     int64_t dtype, mask_kind;
     float scale;                         /* times log2 e */
 };
+
+#endif

@@ -11,12 +11,14 @@ from torch import Tensor
 from s2q.runtime.attention_reference import KEYS, Means
 from s2q.runtime.native.library import share_out, why_not_there
 
-VERSION = 1
+VERSION = 2
 MODULE = "s2q.runtime.native._attention"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 MASK_KINDS = {None: 0, torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
 QUERIES = 32
 """Queries of a tile."""
+SIDE = 16
+"""Quads, or channels, that a tile of AMX takes at once."""
 # Products below which a second thread costs more than it saves.
 WORTH_A_THREAD = 1 << 21
 
@@ -24,7 +26,7 @@ _POINTERS = (
     *("query", "key", "value", "mask", "out", "key_mean", "value_mean"),
     *("key_codes", "key_start", "key_step", "key_poison", "value_codes", "value_step"),
 )
-_SIZES = ("heads", "queries", "keys", "width", "value_width", "blocks", "quads", "channels")
+_SIZES = ("heads", "queries", "keys", "width", "value_width", "blocks", "channels", "quads")
 _STRIDES = {"query_stride": 3, "key_stride": 3, "value_stride": 3, "out_stride": 3, "mask_stride": 4}
 
 
@@ -91,7 +93,9 @@ def int8_attention(
     """
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
     (batch, heads, queries, width), keys, value_width = query.shape, key.shape[2], value.shape[3]
-    blocks, quads, channels = -(-keys // KEYS), -(-width // 4), -(-value_width // 8) * 8
+    blocks, channels = -(-keys // KEYS), -(-value_width // SIDE) * SIDE
+    parts = -(-width // (4 * SIDE))
+    quads = -(-width // (4 * parts)) * parts
     rows = batch * heads
     # Tokens before heads in memory, as torch's own: models join the heads again without a copy.
     out = query.new_empty(batch, queries, heads, value_width).transpose(1, 2)

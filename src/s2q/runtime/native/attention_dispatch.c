@@ -1,4 +1,8 @@
 /* The interface of int8 attention: each call goes to the code for this machine's instruction set; see attention.c. */
+#ifdef AMX
+#define _GNU_SOURCE
+#include "amx.h"
+#endif
 #include "attention.h"
 
 #define API __attribute__((visibility("default")))
@@ -18,14 +22,26 @@ DECLARE(baseline);
 DECLARE(avx2);
 DECLARE(avx512);
 DECLARE(vnni);
-static const struct set SETS[] = {ENTRY(baseline, "baseline"), ENTRY(avx2, "AVX2"), ENTRY(avx512, "AVX-512"), ENTRY(vnni, "AVX-512 VNNI")};
+#ifdef AMX
+DECLARE(amx);
+#endif
+static const struct set SETS[] = {
+    ENTRY(baseline, "baseline"), ENTRY(avx2, "AVX2"), ENTRY(avx512, "AVX-512"), ENTRY(vnni, "AVX-512 VNNI"),
+#ifdef AMX
+    ENTRY(amx, "AMX"),
+#endif
+};
 
 static int best(void) {
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
         !__builtin_cpu_supports("avx512dq"))
         return 1;
-    return __builtin_cpu_supports("avx512vnni") ? 3 : 2;
+    if (!__builtin_cpu_supports("avx512vnni")) return 2;
+#ifdef AMX
+    if (has_amx()) return 4;
+#endif
+    return 3;
 }
 #else
 static const struct set SETS[] = {ENTRY(baseline, "baseline")};
@@ -34,7 +50,7 @@ static int best(void) { return 0; }
 #endif
 
 /* Increase whenever a signature or the structure changes. */
-API int s2q_attention_version(void) { return 1; }
+API int s2q_attention_version(void) { return 2; }
 
 /* How many sets this machine can run, worst first. */
 API int s2q_attention_sets(void) { return best() + 1; }

@@ -1,6 +1,13 @@
 /* Keys and values of int8 attention as codes, once a call, for attention.c, with which it is compiled for each set. */
 #include "attention_codes.h"
 
+/* How many keys of a channel lie together. */
+#if defined(__AMX_INT8__)
+enum { TOGETHER = KEYS };
+#else
+enum { TOGETHER = 4 };
+#endif
+
 static void pack_keys(const struct attention *a, int64_t head, float *row) {
     const int64_t padded = a->blocks * KEYS, bytes = a->quads * 4, width = a->width;
     const int64_t at = head / a->heads * a->key_stride[0] + head % a->heads * a->key_stride[1];
@@ -45,12 +52,12 @@ static void pack_values(const struct attention *a, int64_t head, float *row, int
         if (j + AHEAD < a->keys) expect(a->value, at + (j + AHEAD) * a->value_stride[2], width, a->dtype);
         load(row, a->value, at + j * a->value_stride[2], width, a->dtype);
         subtract(row, mean, width);
-        int8_t *own = codes + j % 4 * channels, *restrict target = quads + j / 4 * channels * 4;
+        int8_t *own = codes + j % 4 * channels, *restrict target = quads + j / TOGETHER * TOGETHER * channels + j % TOGETHER / 4 * 4;
         for (int64_t d = 0; d < width; d++) own[d] = rounded(row[d] / step[d]);
         if (j % 4 < 3 && j + 1 < a->keys) continue;
         for (int64_t i = j % 4 + 1; i < 4; i++) memset(codes + i * channels, 0, channels);
         for (int64_t d = 0; d < channels; d++)
-            for (int64_t i = 0; i < 4; i++) target[4 * d + i] = codes[i * channels + d];
+            for (int64_t i = 0; i < 4; i++) target[TOGETHER * d + i] = codes[i * channels + d];
     }
 }
 

@@ -1,9 +1,7 @@
 /* The library's interface: each call goes to the code for one instruction set, the best this machine has unless told otherwise. */
-#if defined(AMX)
+#ifdef AMX
 #define _GNU_SOURCE
-#include <cpuid.h>
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "amx.h"
 #endif
 #include <stdint.h>
 #include <string.h>
@@ -52,19 +50,6 @@ static const functions sets[] = {
 #endif
 };
 enum { SETS = sizeof sets / sizeof *sets };
-
-#ifdef AMX
-/* Whether the processor has AMX for int8, and the system lets this process use its tiles. */
-static int has_amx(void) {
-    enum { REQUEST = 0x1023, TILE_DATA = 18, TILE = 1 << 24, INT8 = 1 << 25 };
-    static int known = -1;
-    unsigned a, b, c, d;
-    if (known < 0)
-        known = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & TILE) && (d & INT8) &&
-                syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-    return known;
-}
-#endif
 
 static int best(void) {
 #ifdef X86

@@ -8,6 +8,7 @@
 #define S2Q_SQUARES_H
 
 #include "finish.h"
+#include "tiles.h"
 
 #if defined(__AMX_INT8__)
 
@@ -23,19 +24,6 @@ typedef struct {
     float *delta;          /* steps of the tokens of a block: [tiles][G][16] */
     int64_t steps;         /* squares of a part */
 } squares;
-
-static void configure(void) {
-    struct {
-        uint8_t palette, start, reserved[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } config = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        config.bytes[i] = STEP;
-        config.rows[i] = SIDE;
-    }
-    _tile_loadconfig(&config);
-}
 
 /* 64 columns of one output, in eights of columns as (0, 2, 4, 6), (1, 3, 5, 7), from eight words of nibbles, one in each half lane. */
 INLINE __m512i bytes_of(__m256i words, __m512i off) {
@@ -243,7 +231,7 @@ static int multiply_squares(const multiply_task *task, int64_t panel_first, int6
     own.side.offsets_in_groups = task->weight_zero && own.side.scales_in_groups;
     own.side.offset = (int32_t *)(own.side.scale + scales * PANEL);
     own.side.bias = (float *)(own.side.offset + scales * PANEL);
-    configure();
+    configure((uint8_t[8]){16, 16, 16, 16, 16, 16, 16, 16}, (uint16_t[8]){64, 64, 64, 64, 64, 64, 64, 64});
     for (int64_t from = tile_first; from < tile_last; from += block) {
         const int64_t to = tile_last - from < block ? tile_last : from + block;
         take_steps(&own, from, to);
@@ -251,6 +239,7 @@ static int multiply_squares(const multiply_task *task, int64_t panel_first, int6
             const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
             take_sides(task, output, outputs, &own.side);
             take_squares(&own, output, outputs);
+            settle();
             for (int64_t t = from; t < to; t += MEET) {
                 const int64_t tiles = to - t < MEET ? to - t : MEET;
                 const float *delta = own.delta + (t - from) * task->groups * SIDE;
