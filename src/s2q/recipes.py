@@ -28,8 +28,7 @@ DEFAULT = "s2q_plus"
 """The recipe that is meant when none is named."""
 
 DEFAULT_BITS = "W4A8"
-"""The bits that are meant when none are: as small as W4A6 on disk, nearer to full precision, and faster, for every machine that
-multiplies integers multiplies 8 bits."""
+"""The bits that are meant when none are: as small as W4A6, as near to full precision, and faster (docs/method.md)."""
 
 EVENLY = SamplerSpec(kind="uniform")
 
