@@ -12,7 +12,7 @@ import argparse
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -59,11 +59,12 @@ def call(block: nn.Module, given: tuple[Tensor, ...], in_int8: bool) -> None:
 
 
 @torch.inference_mode()
-def measure(model: str, tokens: int, repeats: int) -> dict[str, Any]:
-    """One row of the results."""
+def measure(model: str, tokens: int, repeats: int, kinds: Iterable[str] = KINDS) -> dict[str, Any]:
+    """One row of the results, for tokens of some of `KINDS`."""
     heads, head, text = MODELS[model]
     candidates: dict[str, Callable[[], Any]] = {}
-    for kind, dtype in KINDS.items():
+    for kind in kinds:
+        dtype = KINDS[kind]
         blocks = {packed: block_of(model, packed, dtype) for packed in (None, *PACKED)}
         given = inputs_of(blocks[None], model, tokens, dtype)
         candidates[kind] = partial(call, blocks[None], given, False)
@@ -74,7 +75,7 @@ def measure(model: str, tokens: int, repeats: int) -> dict[str, Any]:
         candidates[f"attention alone, {kind}"] = partial(nn.functional.scaled_dot_product_attention, *parts)
     seconds = interleaved(candidates, repeats)
     timed = (*PACKED, IN_INT8)
-    ratios = {f"{name}, over {kind}": seconds[kind] / seconds[f"{name}, {kind}"] for name in timed for kind in KINDS}
+    ratios = {f"{name}, over {kind}": seconds[kind] / seconds[f"{name}, {kind}"] for name in timed for kind in kinds}
     shares = {
         name: seconds[f"attention alone, {name.rpartition(', ')[2]}"] / value
         for name, value in seconds.items()
@@ -88,6 +89,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="CogVideoX-2B")
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024], help="video tokens")
+    parser.add_argument(
+        "--dtypes", choices=KINDS, nargs="+", default=list(KINDS), help="of the tokens, and of what is not packed"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, help="write the JSON here")
@@ -95,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     rows = []
     for tokens in arguments.tokens:
-        row = measure(arguments.model, tokens, arguments.repeats)
+        row = measure(arguments.model, tokens, arguments.repeats, arguments.dtypes)
         rows.append(row)
         print(f"{row['model']}, {tokens} video tokens: " + ", ".join(f"{k} {v:.2f}×" for k, v in row["ratios"].items()))
         print("  share of attention: " + ", ".join(f"{k} {v:.0%}" for k, v in row["attention_share"].items()))
