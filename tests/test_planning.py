@@ -7,6 +7,7 @@ from pathlib import Path
 import diffusers
 import pytest
 
+from s2q import expected_seconds
 from s2q.models import resolve
 from s2q.models.geometry import geometry, vae_factors
 from s2q.models.pipelines import default_call
@@ -215,3 +216,20 @@ def test_planned_bytes_are_the_bytes_that_are_written(recipe, tiny_pipeline, qua
     storage = quantized(recipe, "W4A6").storage
     assert (made.float_bytes, made.quantized_bytes) == (storage.float_bytes, storage.quantized_bytes)
     assert made.bits_per_block_weight == storage.bits_per_block_weight
+
+
+def test_the_time_of_gptq_grows_with_its_own_operations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples are few and short where real widths are tried first: rounding is most of the time then."""
+    monkeypatch.setattr("s2q.expected_seconds._timed", lambda function, repeats=3: 1.0)
+    expected_seconds._time_product.cache_clear()
+    expected_seconds._time_linear.cache_clear()
+    call = {"num_frames": 9, "height": 128, "width": 128}
+    taken = {
+        name: plan(folder, get_recipe(name, "W4A6"), call).seconds["calibration"] for name in ("gptq", "smoothquant")
+    }
+    expected_seconds._time_product.cache_clear()
+    expected_seconds._time_linear.cache_clear()
+    hidden, wide, modulation = 3072, 4 * 3072, 512
+    inputs = 2 * modulation**3 + 2 * hidden**3 + hidden**3 + wide**3
+    rows = 2 * 6 * hidden * modulation**2 + (4 * hidden + wide) * hidden**2 + hidden * wide**2
+    assert taken["gptq"] - taken["smoothquant"] == pytest.approx(42 * (inputs / 2 + 2 * rows) / (2 * 1024**3), rel=1e-6)

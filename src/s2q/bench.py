@@ -28,8 +28,8 @@ SHAPES = {
     "Wan-1.3B": [(1536, 1536), (1536, 8960), (8960, 1536)],
     "demo": [(160, 160), (160, 640), (640, 160)],
 }
-# What a linear may have beside its codes, as fields of its scheme; the first is the plain one. The recipe s2q_plus makes Hadamard
-# blocks, as long as the width allows, at 8 bits; at fewer, asymmetric groups of 64 channels of the tokens behind a transform.
+# What a linear may have beside its codes, as fields of its scheme; the first is the plain one. The recipe s2q_plus makes
+# Hadamard blocks, as long as the width allows, at 8 bits, and asymmetric groups of tokens behind a transform at fewer.
 TRANSFORM = {"channel_scale": True, "kronecker": True, "input_clip": True}
 GROUPS = {"symmetric_weights": False, "symmetric_acts": False, "act_group_size": 64}
 BLOCKS = {"channel_scale": True, "hadamard_block": 128, "input_clip": True, "symmetric_weights": False}

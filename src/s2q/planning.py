@@ -2,11 +2,8 @@
 
 import json
 import math
-import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from s2q.checkpoint import tensor_layout
+from s2q.expected_seconds import expected_seconds, token_width
 from s2q.models.family import Family
 from s2q.models.folder import PARTS, weight_files
 from s2q.models.geometry import Geometry, geometry, vae_factors
@@ -24,13 +22,6 @@ from s2q.quantization.schemes import groups_for, scheme_for, scheme_spec
 from s2q.recipe import Recipe
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
-# Measured on the demo and on tiny models: what a training step costs over three forwards, and what Python costs a linear.
-TRAINING_FORWARDS = 3.5
-SECONDS_A_CALL = 60e-6
-# What Python and the small matrices of the transforms cost a training step, whatever the width: measured on the demo.
-SECONDS_A_STEP = 0.02
-# Seconds of measuring after which a product is not repeated: what is slow is steady.
-LONG_ENOUGH = 0.2
 
 
 @dataclass(frozen=True)
@@ -112,7 +103,7 @@ def plan(
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
         bits_per_block_weight=8 * packed / block_weights,
         tokens=sizes.tokens,
-        seconds=_seconds(model, family, recipe, sizes, device) if timed else {},
+        seconds=expected_seconds(model, family, recipe, sizes, device) if timed else {},
         memory_bytes=parameters * dtype_bytes + 2 * _samples(recipe) * states + working,
         streamed_memory_bytes=_outside(model, family, parameters) * dtype_bytes + 2 * states + working,
         disk_bytes=disk,
@@ -167,82 +158,13 @@ def _factors(path: Path) -> tuple[int, int]:
     return vae_factors(json.loads(path.read_text())) if path.is_file() else (4, 8)
 
 
-def _seconds(model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, device: str) -> dict[str, float]:
-    """A forward is timed as its linears and its attention, with random weights, on this machine."""
-    seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
-    if not recipe.needs_samples:
-        return seconds
-    kinds = [getattr(model, attribute) for attribute in family.block_lists]
-    forward = sum(len(kind) * _block_seconds(kind[0], family, sizes, device) for kind in kinds if len(kind))
-    forward *= sizes.branches
-    seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
-    seconds["selection"] = 0.01 * seconds["trajectories"]
-    if recipe.uses_token_weights:
-        seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
-    seconds["calibration"] = recipe.sampler.count * 5 * forward
-    if recipe.trains:
-        passes = recipe.sampler.count * recipe.optim.epochs
-        training_steps = sum(map(len, kinds)) * passes / recipe.optim.batch_size
-        seconds["calibration"] += passes * TRAINING_FORWARDS * forward + training_steps * SECONDS_A_STEP
-    return seconds
-
-
-def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: str) -> float:
-    """One forward of a block for one guidance branch."""
-    linears = Counter(
-        (module.out_features, module.in_features, family.sees_text_alone(name))
-        for name, module in block.named_modules()
-        if isinstance(module, nn.Linear) and not family.is_modulation(name)
-    )
-    rows = min(sizes.tokens, 256)
-    seconds = SECONDS_A_CALL * 4 * linears.total()
-    for (rows_out, columns, text), count in linears.items():
-        all_rows = sizes.text if text else sizes.tokens
-        seconds += count * _time_linear(rows_out, columns, rows, device) * all_rows / rows
-    seen = sizes.tokens + (0 if sizes.text_is_joined else sizes.text)
-    return seconds + _time_attention(_width(block, family), rows, device) * sizes.tokens * seen / rows**2
-
-
-def _timed(function, repeats: int = 3) -> float:
-    function()
-    best, spent = math.inf, 0.0
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds = time.perf_counter() - started
-        best, spent = min(best, seconds), spent + seconds
-        if spent > LONG_ENOUGH:
-            break
-    return best
-
-
-@cache  # blocks of several kinds have linears of the same shape
-def _time_linear(rows_out: int, columns: int, rows: int, device: str) -> float:
-    x, weight = torch.randn(rows, columns, device=device), torch.randn(rows_out, columns, device=device)
-    return _timed(lambda: nn.functional.linear(x, weight))
-
-
-def _time_attention(width: int, rows: int, device: str) -> float:
-    heads = max(1, width // 64)
-    q = torch.randn(1, heads, rows, 64, device=device)
-    return _timed(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
-
-
-def _width(block: nn.Module, family: Family) -> int:
-    """Channels of a token."""
-    first = next(group[0] for group in family.groups(block) if not family.is_modulation(group[0]))
-    return block.get_submodule(first).in_features
-
-
 def _samples(recipe: Recipe) -> int:
     return recipe.sampler.count if recipe.needs_samples else 0
 
 
 def _states(model: nn.Module, family: Family, sizes: Geometry) -> int:
     """Numbers that one sample passes from block to block."""
-    return sizes.branches * sizes.tokens * _width(family.blocks(model)[0][1], family)
+    return sizes.branches * sizes.tokens * token_width(family.blocks(model)[0][1], family)
 
 
 def _outside(model: nn.Module, family: Family, parameters: int) -> int:

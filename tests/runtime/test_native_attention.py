@@ -46,7 +46,7 @@ def mask_of(kind: str, batch: int, queries: int, keys: int, seed: int) -> Tensor
 @given(
     heads=st.tuples(st.integers(1, 2), st.integers(1, 3)),
     tokens=st.tuples(st.sampled_from([1, 2, 31, 33, 70]), st.sampled_from([1, 3, 63, 64, 65, 150])),
-    widths=st.tuples(st.sampled_from([1, 3, 16, 40, 64, 130]), st.sampled_from([1, 8, 20, 64])),
+    widths=st.tuples(st.sampled_from([1, 3, 16, 40, 64, 68, 130]), st.sampled_from([1, 8, 20, 64, 72])),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     kind=st.sampled_from(KINDS),
     scale=st.sampled_from([None, 0.3, 4.0]),

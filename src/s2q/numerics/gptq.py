@@ -51,8 +51,8 @@ def gptq_round(
 ) -> Tensor:
     """Codes of `weight` on a fixed grid, columns in order, each making up for the errors of those before it.
 
-    With e = J (w − ŵ) the error of the output is Σ_k D_k (Σ_j≥k R_kj e_j)²: column k of J w is least in error where it is rounded
-    from (J w)_k + Σ_j>k R_kj e_j. Those are GPTQ's codes without the inverse of the Hessian (Babai's nearest plane, arXiv 2507.18553).
+    With e = J (w − ŵ) the error of the output is Σ_k D_k (Σ_j≥k R_kj e_j)²: column k of J w is best rounded from
+    (J w)_k + Σ_j>k R_kj e_j. These are GPTQ's codes, the Hessian not inverted: Babai's nearest plane (arXiv 2507.18553).
 
     Args:
         weight: [N, K].
