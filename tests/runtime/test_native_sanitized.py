@@ -11,9 +11,14 @@ import pytest
 import s2q.runtime.native
 
 SOURCES = Path(s2q.runtime.native.__file__).parent
-FUZZ = Path(__file__).parent / "native" / "fuzz.c"
+FUZZ = Path(__file__).parent / "native"
+# Library → what feeds it, what chooses the set, and what is compiled for each set.
+LIBRARIES = {
+    "linears": ("fuzz.c", "dispatch.c", ("input", "product", "around")),
+    "attention": ("fuzz_attention.c", "attention_dispatch.c", ("attention", "attention_pack")),
+}
 COMPILER = shutil.which("cc")
-FLAGS = ["-O0", "-g", "-std=c11", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS = ["-O0", "-g", "-std=c11", "-Wno-psabi", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 # As in CMakeLists.txt.
 SETS = {"baseline": [], "avx2": ["-march=haswell"], "avx512": ["-march=skylake-avx512"], "vnni": ["-march=cascadelake"]}
@@ -31,13 +36,15 @@ def compiles(folder: Path, flags: list[str]) -> bool:
 @pytest.mark.skipif(COMPILER is None or platform.machine() != "x86_64", reason="wants a C compiler on x86-64")
 @pytest.mark.skipif(not (SOURCES / "product.c").exists(), reason="installed without the sources")
 @pytest.mark.timeout(300)
-def test_no_read_or_write_goes_astray_on_any_instruction_set(tmp_path: Path) -> None:
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_no_read_or_write_goes_astray_on_any_instruction_set(library: str, tmp_path: Path) -> None:
+    fuzz, dispatch, parts = LIBRARIES[library]
     if not compiles(tmp_path, SANITIZE):
         pytest.skip("the C compiler has no sanitizers")
     amx = platform.system() == "Linux" and compiles(tmp_path, AMX)
     objects, defined = [], ["-DX86", *(["-DAMX"] if amx else [])]
     for name, march in (SETS | ({"amx": AMX} if amx else {})).items():
-        for part in ("input", "product", "around"):
+        for part in parts:
             objects.append(str(tmp_path / f"{name}-{part}.o"))
             made = [COMPILER, *FLAGS, *SANITIZE, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]
             subprocess.run([*made, "-o", objects[-1]], check=True)
@@ -49,8 +56,8 @@ def test_no_read_or_write_goes_astray_on_any_instruction_set(tmp_path: Path) -> 
         *defined,
         "-I",
         str(SOURCES),
-        str(FUZZ),
-        str(SOURCES / "dispatch.c"),
+        str(FUZZ / fuzz),
+        str(SOURCES / dispatch),
         *objects,
     ]
     subprocess.run([*whole, "-o", program, "-lm"], check=True)
