@@ -9,6 +9,7 @@ from s2q.checkpoint import QuantizationSpec, SchemeSpec
 from s2q.models.family import Family
 from s2q.models.lookup import resolve
 from s2q.numerics.kronecker import random_orthogonal
+from s2q.numerics.packing import pack
 from s2q.quantization.schemes import groups_for, merged, scheme_for, scheme_spec
 from s2q.recipe import Recipe
 from s2q.runtime.diffusers import swap_linears
@@ -75,7 +76,9 @@ def _fill_packed(linear: QuantLinear, numbers: torch.Generator, rotations: torch
         if name == "weight_packed":
             tensor.random_(-(2**31), 2**31 - 1, generator=numbers)
         elif name == "weight_zero_point":
-            tensor.zero_()
+            # Zero, so that weights lie around it: outputs far from what a model has make its GELU slow.
+            zeros = torch.zeros(tensor.shape[1], linear.out_features, dtype=torch.int8)
+            tensor.copy_(pack(zeros, linear.scheme.weight_bits).mT)
         elif name == "weight_shape":
             tensor.copy_(torch.tensor([linear.out_features, linear.in_features]))
         elif name == "weight_scale":
