@@ -73,6 +73,16 @@ def test_a_held_block_is_read_once_and_a_failing_one_is_dropped(open_family: Cal
     assert not in_memory(first)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="wants Linux's list of what is mapped")
+def test_no_file_stays_mapped(broken: Path) -> None:
+    """What is mapped counts as memory, as far as it was read, and its shards are larger than any block."""
+    folder = broken / "transformer"
+    dtype = load_file(broken / WEIGHTS)["patch_embedding.weight"].dtype
+    streamed, stream = open_streamed(folder, weight_files(folder), dtype, "cpu")
+    with stream.held(streamed.blocks[0]):
+        assert str(folder) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.fixture
 def broken(family_pipelines: dict[str, Path], tmp_path: Path) -> Path:
     return Path(shutil.copytree(family_pipelines["wan"], tmp_path / "pipeline"))

@@ -85,9 +85,11 @@ class BlockStream:
                     self._set(module, name, self._cast(f"{prefix}{name}", file.get_tensor(f"{prefix}{name}")))
 
     def _cast(self, name: str, tensor: Tensor) -> Tensor:
+        dtype = tensor.dtype
         if tensor.is_floating_point():
-            tensor = tensor.to(torch.float32 if self._float32 & set(name.split(".")) else self._dtype)
-        return tensor.to(self._device)
+            dtype = torch.float32 if self._float32 & set(name.split(".")) else self._dtype
+        # A copy: a tensor that stays a view of its file keeps all of that mapped, and resident as far as it was read.
+        return tensor.to(self._device, dtype, copy=True)
 
     @staticmethod
     def _set(module: nn.Module, name: str, tensor: Tensor) -> None:
