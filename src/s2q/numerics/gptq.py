@@ -35,11 +35,11 @@ def hessian_factor(hessian: Tensor, damp: float = 0.01) -> Tensor:
     if not torch.isfinite(hessian).all():
         raise ValueError("the GPTQ Hessian has entries that are not finite: an input of this layer overflowed")
     mean = hessian.diagonal().to(torch.float64).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    for factor in (1, 10, 100, 1000):
+    for times in (1, 10, 100, 1000):
         damped = hessian.flip(0, 1).to(torch.float64)
         diagonal = damped.diagonal()
         diagonal[diagonal == 0] = mean
-        diagonal += factor * damp * mean
+        diagonal += times * damp * mean
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return lower.div_(lower.diagonal().clone()).mT
