@@ -194,7 +194,7 @@ def test_the_command_takes_prompts_and_calls_from_the_earlier_run_and_reports_it
 ) -> None:
     base = quantized()
     sets = [word for change in ("sampler.prompts=2", "sampler.count=2") for word in ("--set", change)]
-    sets += ["--recipe", "s2q_vdit"]  # that of the base
+    sets += ["--recipe", "s2q_vdit", "--bits", "W4A6"]  # those of the base
     command = ["run", fine_tune, "--reuse", base.folder, *sets, "--clips", "1", "-o", tmp_path / "out"]
     done = run_s2q(command, tmp_path / "logs")
     assert done.status == 0, done.err

@@ -148,7 +148,7 @@ def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both
         finished = run_s2q([*command, *size, *json_file], tmp_path / "logs")
         assert finished.status == 0, finished.err
     reports = {name: read_json(tmp_path / name / "report.json") for name in ("high", "low", "both")}
-    assert (reports["both"]["recipe"], reports["both"]["bits"]) == ("rtn", "W4A6 and W8A8")
+    assert (reports["both"]["recipe"], reports["both"]["bits"]) == ("rtn", "W4A8 and W8A8")
     sizes = {name: report["storage"] for name, report in reports.items()}
     for size in ("float_bytes", "quantized_bytes"):
         assert sizes["both"][size] == sizes["high"][size] + sizes["low"][size]
