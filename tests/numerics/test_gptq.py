@@ -1,5 +1,8 @@
 """GPTQ against round-to-nearest, where it must agree and where it must win."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -150,3 +153,18 @@ def test_the_codes_are_those_of_the_papers_algorithm(seed: int, bits: int, sampl
         error = (work[:, k] - expected[:, k] * scale[:, 0]) / inverse[k, k]
         work[:, k:] -= error.unsqueeze(1) * inverse[k, k:]
     assert torch.equal(gptq_round(weight, scale, factor_of(x), bits), expected)
+
+
+def test_what_it_worked_on_is_freed_at_once() -> None:
+    """A factor takes gigabytes at real widths: it must not wait for the garbage collector."""
+    weight, x = problem()
+    gc.collect()
+    gc.disable()
+    try:
+        factor = factor_of(x)
+        seen = weakref.ref(factor)
+        gptq_round(weight, row_scale(weight, 4), factor, 4)
+        del factor
+        assert seen() is None
+    finally:
+        gc.enable()

@@ -1,5 +1,7 @@
 """GPTQ (arXiv 2210.17323): round a weight so that the error of its output, not of itself, is small."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -72,21 +74,29 @@ def gptq_round(
     steps = scale.mT.flip(0).to(torch.float64).contiguous()
     zeros = torch.zeros_like(steps) if zero is None else zero.mT.flip(0).to(torch.float64).contiguous()
     codes = torch.empty_like(work, dtype=torch.int8)
-
-    def round_columns(start: int, stop: int) -> None:
-        """By halves: nearly all of it is matrix products."""
-        if stop - start > block_size:
-            middle = (start + stop) // 2
-            round_columns(middle, stop)
+    for start, middle, stop in _by_halves(0, columns, block_size):
+        if middle < stop:
             work[start:middle].addmm_(factor[start:middle, middle:stop], work[middle:stop])
-            round_columns(start, middle)
-            return
+            continue
         for k in reversed(range(start, stop)):
             step, offset = steps[k // per_group], zeros[k // per_group]
             wanted = work[k].addmv_(work[k + 1 : stop].mT, factor[k, k + 1 : stop])
             code = (wanted / step).round_().add_(offset).clamp_(smallest, largest)
             codes[k] = code
             torch.sub(weight[:, -1 - k], code.sub_(offset).mul_(step), out=wanted)
-
-    round_columns(0, columns)
     return codes.flip(0).mT.contiguous()
+
+
+def _by_halves(start: int, stop: int, size: int) -> Iterator[tuple[int, int, int]]:
+    """From the last column to the first, so that nearly all the work is matrix products.
+
+    (start, stop, stop) are columns to round, at most `size`; (start, middle, stop) says that all from `middle` on are
+    rounded, and that it is time to see what their errors do to those before.
+    """
+    if stop - start <= size:
+        yield start, stop, stop
+        return
+    middle = (start + stop) // 2
+    yield from _by_halves(middle, stop, size)
+    yield start, middle, stop
+    yield from _by_halves(start, middle, size)
