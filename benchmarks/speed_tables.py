@@ -1,6 +1,5 @@
 """Tables of docs/speed.md from the results of the studies of speed; results_page.py fills them in."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -100,7 +99,7 @@ def blocks(made: Mapping[str, Any]) -> str:
             row["model"],
             f"{row['tokens']:,}",
             recipe,
-            *(f"{row['ratios'].get(f'{recipe}, over {kind}', math.nan):.2f}".replace("nan", "") for kind in FLOATS),
+            *(f"{ratio:.2f}" if (ratio := row["ratios"].get(f"{recipe}, over {kind}")) else "" for kind in FLOATS),
             f"{share:.0%}" if (share := row["attention_share"].get(f"{recipe}, bfloat16")) else "",
         ]
         for row in made["rows"]

@@ -32,8 +32,8 @@ def expected_seconds(
     seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
     if not recipe.needs_samples:
         return seconds
-    kinds = [getattr(model, attribute) for attribute in family.block_lists]
-    forward = sum(len(kind) * _block_seconds(kind[0], family, sizes, device) for kind in kinds if len(kind))
+    kinds = [kind for attribute in family.block_lists if len(kind := getattr(model, attribute))]
+    forward = sum(len(kind) * _block_seconds(kind[0], family, sizes, device) for kind in kinds)
     forward *= sizes.branches
     seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
     seconds["selection"] = 0.01 * seconds["trajectories"]
@@ -41,9 +41,7 @@ def expected_seconds(
         seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.uses_gptq:
-        seconds["calibration"] += sum(
-            len(kind) * _rounding_seconds(kind[0], family, device) for kind in kinds if len(kind)
-        )
+        seconds["calibration"] += sum(len(kind) * _rounding_seconds(kind[0], family, device) for kind in kinds)
     if recipe.trains:
         passes = recipe.sampler.count * recipe.optim.epochs
         training_steps = sum(map(len, kinds)) * passes / recipe.optim.batch_size

@@ -1,9 +1,9 @@
 /* The interface of int8 attention: each call goes to the code for this machine's instruction set; see attention.c. */
 #ifdef AMX
 #define _GNU_SOURCE
-#include "amx.h"
 #endif
 #include "attention.h"
+#include "machine.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -31,22 +31,8 @@ static const struct set SETS[] = {
     ENTRY(amx, "AMX"),
 #endif
 };
-
-static int best(void) {
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
-        !__builtin_cpu_supports("avx512dq"))
-        return 1;
-    if (!__builtin_cpu_supports("avx512vnni")) return 2;
-#ifdef AMX
-    if (has_amx()) return 4;
-#endif
-    return 3;
-}
 #else
 static const struct set SETS[] = {ENTRY(baseline, "baseline")};
-
-static int best(void) { return 0; }
 #endif
 
 /* Increase whenever a signature or the structure changes. */

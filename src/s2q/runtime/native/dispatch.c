@@ -1,11 +1,11 @@
 /* The library's interface: each call goes to the code for one instruction set, the best this machine has unless told otherwise. */
 #ifdef AMX
 #define _GNU_SOURCE
-#include "amx.h"
 #endif
 #include <stdint.h>
 #include <string.h>
 
+#include "machine.h"
 #include "tasks.h"
 
 #define API __attribute__((visibility("default")))
@@ -50,23 +50,6 @@ static const functions sets[] = {
 #endif
 };
 enum { SETS = sizeof sets / sizeof *sets };
-
-static int best(void) {
-#ifdef X86
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512cd"))
-        return 1;
-    if (!__builtin_cpu_supports("avx512vnni")) return 2;
-#ifdef AMX
-    if (has_amx()) return 4;
-#endif
-    return 3;
-#else
-    return 0;
-#endif
-}
 
 static const functions *chosen;
 
