@@ -18,6 +18,7 @@ from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec
 from s2q.evaluation.appearance import appearance, paired
 from s2q.evaluation.metrics import Pair, fidelity, measure
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure, write_report
+from s2q.evaluation.sound import mean_sound, sound_measures
 from s2q.evaluation.vbench import Official
 from s2q.evaluation.video import visible_scale, write_mp4
 from s2q.models.blocks import first_call, to_device, video_slice
@@ -37,10 +38,8 @@ from s2q.workspace import Workspace
 if TYPE_CHECKING:  # it imports models that few need
     from s2q.evaluation.learned import Scorer
 
-FPS = 8
-"""Frames per second of diffusers' CogVideoX example; other families are shown faster."""
 REPORT_JSON, REPORT_HTML, METRICS_JSON = "report.json", "report.html", "metrics.json"
-MEASURED = ("fidelity", "appearance", "learned", "vbench", "readback", "clips", "clip_seconds")
+MEASURED = ("fidelity", "sound", "appearance", "learned", "vbench", "readback", "clips", "clip_seconds")
 """What of the report stands in `metrics.json` too."""
 SHOWN_CLIPS = 8
 """The report holds at most so many clips, those of the first prompts, to stay small."""
@@ -68,7 +67,7 @@ def evaluate(
     scorers: "Sequence[Scorer]" = (),
     official: Official | None = None,
     official_quantized_only: bool = False,
-    fps: float = FPS,
+    fps: float | None = None,
     second: tuple[nn.Module, Path] | None = None,
     progress: Progress | Callable[[str, int, int, str], None] | None = None,
 ) -> Evaluation:
@@ -87,13 +86,13 @@ def evaluate(
         scorers: learned measures, applied to both clips of each pair.
         official: an installed VBench, which then scores videos of its own prompts in `out`/vbench.
         official_quantized_only: spare the full-precision pipeline that work.
-        fps: frames per second of every video written.
+        fps: frames per second of every video written; None is the pipeline's own.
         second: the quantized `transformer_2` that works together with `quantized`, and its folder.
 
     Raises:
         ValueError: prompts that the pipeline cannot be called with; those of VBench are words alone.
     """
-    progress = as_progress(progress)
+    progress, fps = as_progress(progress), fps or opened.fps
     opened.check(prompts)
     if official is not None:
         opened.check(official.prompts)
@@ -121,6 +120,7 @@ def evaluate(
     measured = [
         measure(Pair(t.reference, t.candidate, t.reference_latents, t.candidate_latents, t.step_errors)) for t in twins
     ]
+    sounds = [sound_measures(twin.reference_sound, twin.candidate_sound) for twin in twins]
     looks = _both(twins, lambda clip, prompt: appearance(clip))
     learned = _both(twins, lambda clip, prompt: {k: v for score in scorers for k, v in score(clip, prompt).items()})
     recipe = provenance.get("recipe", {})
@@ -137,6 +137,7 @@ def evaluate(
         "attention": attention_of(quantized),
         "text_encoders": {part: f"{config.spec.recipe} {config.spec.bits}" for part, config in text.items()},
         "fidelity": fidelity(measured),
+        "sound": mean_sound(sounds),
         "appearance": paired(looks["float"], looks["quantized"]),
         "learned": _learned(scorers, learned),
         "vbench": None,
@@ -155,6 +156,7 @@ def evaluate(
                 "prompt": twin.prompt,
                 "seed": twin.seed,
                 **measured[index],
+                "sound": sounds[index],
                 "appearance": {side: scores[index] for side, scores in looks.items()},
                 "learned": {side: scores[index] for side, scores in learned.items()} if scorers else None,
             }
@@ -167,9 +169,16 @@ def evaluate(
         ],
     }
     for index, twin in enumerate(twins):
-        for kind, clip in (("float", twin.reference), ("quantized", twin.candidate)):
-            write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, fps, visible_scale(clip))
-    shown = [ClipPair(t.prompt, t.seed, t.reference, t.candidate) for t in twins[:SHOWN_CLIPS]]
+        sides = {
+            "float": (twin.reference, twin.reference_sound),
+            "quantized": (twin.candidate, twin.candidate_sound),
+        }
+        for kind, (clip, sound) in sides.items():
+            write_mp4(out / "clips" / f"clip-{index:04d}-{kind}.mp4", clip, fps, visible_scale(clip), sound)
+    shown = [
+        ClipPair(t.prompt, t.seed, t.reference, t.candidate, t.reference_sound, t.candidate_sound)
+        for t in twins[:SHOWN_CLIPS]
+    ]
     figures = ReportFigures(clips=shown, token_weights=_token_figure(opened, recipe, twins[0]), fps=fps)
     _write(out, report, figures)
     if official is not None:  # hours of work: the report stands already if they are broken off

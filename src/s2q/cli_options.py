@@ -72,7 +72,9 @@ VBenchOption = Annotated[
 VBenchQuantizedOption = Annotated[
     bool, typer.Option("--vbench-quantized-only", help="Make no VBench videos in full precision.")
 ]
-FpsOption = Annotated[float, typer.Option("--fps", help="Frames per second of the videos.", min=0.1)]
+FpsOption = Annotated[
+    float | None, typer.Option("--fps", help="Frames per second of the videos. Default: the pipeline's.", min=0.1)
+]
 TransformerOption = Annotated[Path | None, typer.Option("--transformer", help="A folder that s2q quantize wrote.")]
 TextEncodersOption = Annotated[
     list[Path] | None,

@@ -58,16 +58,16 @@ def generate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     attention: AttentionOption = "float",
+    fps: FpsOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Make a video."""
     import time
 
-    from s2q.assessment import FPS
     from s2q.evaluation.video import visible_scale, write_mp4
     from s2q.models.folder import PARTS
     from s2q.progress import terminal_progress
-    from s2q.twins import generate as make_clip
+    from s2q.twins import generate_with_sound
 
     if not prompt.strip():
         raise ValueError("the prompt is empty")
@@ -89,12 +89,15 @@ def generate(
     opened.check([asked])
     started = time.perf_counter()
     with attending(attention, *opened.transformers), terminal_progress().stage("denoising", opened.all_steps) as stage:
-        clip = make_clip(opened, asked, seed, lambda latents: stage.advance())
+        clip, sound = generate_with_sound(opened, asked, seed, lambda latents: stage.advance())
     seconds = time.perf_counter() - started
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(out, clip, FPS, visible_scale(clip))
+    write_mp4(out, clip, fps or opened.fps, visible_scale(clip), sound)
+    heard = "" if sound is None else ", with sound"
     console.print(
-        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}, {seconds:.1f} s", markup=False, highlight=False
+        f"{out}: {clip.shape[0]} frames {clip.shape[2]}×{clip.shape[1]}{heard}, {seconds:.1f} s",
+        markup=False,
+        highlight=False,
     )
     made = {"output": str(out), "prompt": prompt, "seed": seed, "shape": list(clip.shape), "seconds": seconds}
     write_summary(json_file, made | {"attention": attention})
@@ -123,7 +126,7 @@ def evaluate(
     aesthetic_clip: AestheticClipOption = None,
     vbench: VBenchOption = None,
     vbench_quantized_only: VBenchQuantizedOption = False,
-    fps: FpsOption = 8.0,
+    fps: FpsOption = None,
     json_file: JsonOption = None,
 ) -> None:
     """Compare with the full-precision twin, same prompts and seeds: metrics.json, report.json, report.html, clips."""

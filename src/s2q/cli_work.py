@@ -17,7 +17,7 @@ def measures(
     aesthetic_clip: Path | None,
     vbench: str | None,
     quantized_only: bool,
-    fps: float,
+    fps: float | None,
     device: str | None,
 ) -> dict[str, Any]:
     """The measures beyond the native ones, opened and checked before anything else is loaded."""

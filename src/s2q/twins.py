@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from s2q.evaluation.sound import Sound
 from s2q.media import described, media_of, read_media
 from s2q.models.pipelines import OpenPipeline
 from s2q.models.steps import steps_told
@@ -34,6 +36,9 @@ class Twin:
     """‖x_t − x̂_t‖² / ‖x_t‖² after each denoising step, [T]."""
     seconds: tuple[float, float]
     """Time of the clip, full precision and quantized."""
+    reference_sound: Sound | None = None
+    candidate_sound: Sound | None = None
+    """What is heard beside each, if the pipeline makes sound."""
 
 
 def generate(
@@ -45,6 +50,16 @@ def generate(
         on_step: receives the latents after each denoising step.
     """
     return generate_batch(opened, [prompt], [seed], on_step)[0]
+
+
+def generate_with_sound(
+    opened: OpenPipeline, prompt: str, seed: int, on_step: Callable[[Tensor], None] = lambda latents: None
+) -> tuple[np.ndarray, Sound | None]:
+    """`generate`, and what is heard beside it; None of a pipeline without sound."""
+    frames, *more = _call(opened, prompt, torch.Generator().manual_seed(seed), on_step)
+    rate = opened.sampling_rate
+    sound = None if rate is None else Sound(more[0][0].float().cpu().numpy(), rate)
+    return _as_bytes(frames)[0], sound
 
 
 def generate_batch(
@@ -62,16 +77,30 @@ def generate_batch(
     if several and any(map(media_of, prompts)):
         return _one_by_one(opened, prompts, seeds, on_step)
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    given = (list(prompts), generators) if several else (prompts[0], generators[0])
+    return _as_bytes(_call(opened, *given, on_step)[0])
+
+
+def _call(
+    opened: OpenPipeline,
+    prompt: str | list[str],
+    generator: torch.Generator | list[torch.Generator],
+    on_step: Callable[[Tensor], None],
+) -> tuple[Any, ...]:
+    """What the pipeline makes: frames, 0 … 1, and of some a sound."""
     with steps_told(opened.pipe, on_step) as told:
-        frames = opened.pipe(
-            prompt=list(prompts) if several else prompts[0],
-            generator=generators if several else generators[0],
+        return opened.pipe(
+            prompt=prompt,
+            generator=generator,
             output_type="np",
             return_dict=False,
             **told,
-            **read_media(prompts[0]),
+            **({} if isinstance(prompt, list) else read_media(prompt)),
             **opened.call,
-        )[0]
+        )
+
+
+def _as_bytes(frames: Any) -> np.ndarray:
     return (np.asarray(frames) * 255).round().clip(0, 255).astype(np.uint8)
 
 
@@ -111,7 +140,9 @@ def make_twins(
             if done is None or (done["prompt"], done["seed"]) != (described(prompt), seed + index):
                 _make(opened, candidate, second, prompt, seed + index, path)
             metadata, tensors = read_metadata(path), load_file(path)
-            arrays = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
+            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
+            for name in [name for name in arrays if name.endswith("_sound")]:
+                arrays[name] = Sound(arrays[name], opened.sampling_rate)
             twins.append(
                 Twin(
                     prompt=prompt,
@@ -137,10 +168,14 @@ def _make(
     reference_steps: list[Tensor] = []
     candidate_steps: list[Tensor] = []
     started = time.perf_counter()
-    reference = generate(opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu()))
+    reference, sound = generate_with_sound(
+        opened, prompt, seed, lambda latents: reference_steps.append(latents.float().cpu())
+    )
     between = time.perf_counter()
     with opened.using(candidate, second):
-        quantized = generate(opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu()))
+        quantized, other_sound = generate_with_sound(
+            opened, prompt, seed, lambda latents: candidate_steps.append(latents.float().cpu())
+        )
     ended = time.perf_counter()
     errors = relative_errors(torch.stack(reference_steps), torch.stack(candidate_steps))
     tensors = {
@@ -150,5 +185,10 @@ def _make(
         "candidate_latents": candidate_steps[-1],
         "step_errors": torch.tensor(errors, dtype=torch.float64),
     }
+    if sound is not None:
+        tensors |= {
+            "reference_sound": torch.from_numpy(sound.samples),
+            "candidate_sound": torch.from_numpy(other_sound.samples),
+        }
     seconds = [between - started, ended - between]
     write_tensors(path, tensors, {"prompt": described(prompt), "seed": seed, "seconds": seconds})

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from diffusers import LayerSkipConfig, SkipLayerGuidance
@@ -12,14 +14,15 @@ from tiny_pipelines import PIPELINES
 from torch import Tensor
 from typer.testing import CliRunner
 
+from s2q.assessment import evaluate
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.cli import app
-from s2q.evaluation.video import read_clip
+from s2q.evaluation.video import read_clip, read_sound
 from s2q.models.blocks import record_calls, replay
 from s2q.models.geometry import geometry
-from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
+from s2q.models.pipelines import OpenPipeline, PipelineError, load_transformer, open_pipeline
 from s2q.progress import NoProgress
 from s2q.quantization.objective import BlockSample
 from s2q.quantization.statistics import input_statistics
@@ -148,7 +151,7 @@ def test_a_video_whose_length_is_left_open_is_planned_as_the_pipeline_makes_it(o
     assert geometry(opened.family, opened.transformer.config, (4, 8), call).latent[0] == 1 + 120 // 4
 
 
-def test_from_the_command_line_it_is_quantized_and_makes_a_clip(folder: Path, tmp_path: Path) -> None:
+def test_from_the_command_line_it_is_quantized_and_makes_a_clip_that_is_heard(folder: Path, tmp_path: Path) -> None:
     size = ["--steps", "2", "--height", "32", "--width", "32", "--num-frames", "5"]
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS))
@@ -161,6 +164,28 @@ def test_from_the_command_line_it_is_quantized_and_makes_a_clip(folder: Path, tm
         done = CliRunner().invoke(app, command)
         assert done.exit_code == 0, done.output
     assert read_clip(clip).shape[0] == 5
+    sound = read_sound(clip)
+    assert np.abs(sound.samples).max() > 0
+    with av.open(str(clip)) as video:
+        assert video.streams.video[0].average_rate == 24
+
+
+def test_sound_is_compared_with_that_of_full_precision(folder: Path, opened: OpenPipeline, tmp_path: Path) -> None:
+    made = quantize(opened, cheap("gptq", "W4A4"), tmp_path / "out", prompts=PROMPTS)
+    model = load_transformer(made.folder, torch.float32)
+    again = PIPELINES["ltx2-perturbed"].open(folder)
+    with torch.no_grad():
+        done = evaluate(again, model, made.folder, tmp_path / "report", prompts=PROMPTS[:1])
+        same = evaluate(again, again.transformer, made.folder, tmp_path / "same", prompts=PROMPTS[:1])
+    sound = done.twins[0].reference_sound
+    assert sound.samples.dtype == np.float32
+    assert sound.rate == again.pipe.vocoder.config.output_sampling_rate
+    assert done.report["sound"]["snr_db"] < 99
+    assert same.report["sound"] == {"snr_db": 100.0, "log_spectral_distance_db": 0.0}
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text())["sound"] == done.report["sound"]
+    for side in ("float", "quantized"):
+        assert read_sound(tmp_path / "report" / "clips" / f"clip-0000-{side}.mp4") is not None
+    assert 'id="sound"' in (tmp_path / "report" / "report.html").read_text()
 
 
 def test_a_guider_that_skips_layers_by_hooks_is_refused(tmp_path: Path) -> None:

@@ -7,13 +7,20 @@ import pytest
 from made_up_clips import FPS, moving_square
 
 from s2q.evaluation.report import ClipPair, ReportFigures, TokenWeightFigure
+from s2q.evaluation.sound import Sound
 from s2q.evaluation.vbench import COLUMNS
 
 
 @pytest.fixture
 def figures() -> ReportFigures:
     pairs = [
-        ClipPair(f"a blue square moves right, take {seed}", seed, moving_square(3), moving_square(4, 2, 4.0, seed))
+        ClipPair(
+            f"a blue square moves right, take {seed}",
+            seed,
+            moving_square(3),
+            moving_square(4, 2, 4.0, seed),
+            *(Sound(np.sin(np.arange(24_000) / pitch, dtype=np.float32)[None], 24_000) for pitch in (9, 10)),
+        )
         for seed in range(3)
     ]
     weights = np.linspace(0, 2, 3 * 8 * 8).reshape(3, 8, 8)
@@ -65,7 +72,14 @@ def report(figures: ReportFigures) -> dict:
             "prompts": [f"calibration prompt {i}" for i in range(prompts)],
         },
         "clips": [
-            {"prompt": pair.prompt, "seed": pair.seed, "psnr_db": 30.0 + pair.seed, "ssim": 0.9, "motion_ratio": 0.97}
+            {
+                "prompt": pair.prompt,
+                "seed": pair.seed,
+                "psnr_db": 30.0 + pair.seed,
+                "ssim": 0.9,
+                "motion_ratio": 0.97,
+                "sound": {"snr_db": 27.5, "log_spectral_distance_db": 3.0},
+            }
             for pair in figures.clips
         ],
         "appearance": {
@@ -85,5 +99,6 @@ def report(figures: ReportFigures) -> dict:
             "fps": 8.0,
             "scores": {"float": dict.fromkeys(COLUMNS, 61.25), "quantized": dict.fromkeys(COLUMNS, 60.5)},
         },
+        "sound": {"snr_db": 21.5, "log_spectral_distance_db": 3.25},
         "notes": ["These numbers are made up."],
     }

@@ -138,6 +138,19 @@ def test_the_controls_do_what_they_say(open_report: Callable[..., Any]) -> None:
     _wait(driver, lambda: driver.execute_script(slow) == 0.25, "slow")
 
 
+def test_one_sound_is_heard_at_a_time(open_report: Callable[..., Any]) -> None:
+    driver = open_report()
+    _wait(driver, lambda: len(_visible(driver)) >= 2, "playing")
+    muted = "return [...document.querySelectorAll('video')].map(video => video.muted)"
+    assert all(driver.execute_script(muted))
+    for side in (1, 0):
+        driver.find_element("css selector", f"#sound option[value='{side}']").click()
+        heard = [index for index, silent in enumerate(driver.execute_script(muted)) if not silent]
+        assert heard == [side], "of the first pair on the screen, and of no other"
+    driver.find_element("css selector", "#sound option[value='']").click()
+    assert all(driver.execute_script(muted))
+
+
 def test_clips_wait_for_readers_who_asked_for_less_motion(open_report: Callable[..., Any]) -> None:
     driver = open_report(motion="reduce")
     _wait(driver, lambda: all(v["ready"] >= 2 for v in driver.execute_script(_STATE)), "loaded")

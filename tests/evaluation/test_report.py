@@ -66,6 +66,7 @@ def test_every_section_is_there(report: dict, figures: ReportFigures) -> None:
         "the same over 2 scales", "0.001 · 0.002 · 0.0043", "Flicker ratio", "\N{MINUS SIGN}0.5± 0.25",
         "0.2500", "+0.0100± 0.0020",
         "CLIPSIM, EvalCrafter's way", "The official VBench 0.1.5", "ScC", "61.25", "60.50",
+        "Sound: SNR", "21.5", "3.25", "27.5 dB",
     ):  # fmt: skip
         assert words in page.text, words
 
@@ -80,6 +81,17 @@ def test_clips_can_play_by_themselves_on_a_phone(report: dict, figures: ReportFi
         if tag == "video":
             assert {"muted", "loop", "autoplay", "playsinline", "aria-label"} <= set(attributes)
             assert attributes["src"].startswith("data:video/webm;base64,")
+
+
+def test_silent_clips_offer_no_sound(report: dict, figures: ReportFigures) -> None:
+    assert "sound" in [attributes.get("id") for _, attributes in Page(render_report(report, figures)).tags]
+    silent = [dataclasses.replace(pair, reference_sound=None, candidate_sound=None) for pair in figures.clips]
+    report["sound"] = None
+    for clip in report["clips"]:
+        clip["sound"] = None
+    page = Page(render_report(report, dataclasses.replace(figures, clips=silent)))
+    assert "sound" not in [attributes.get("id") for _, attributes in page.tags]
+    assert "Sound" not in page.text
 
 
 @pytest.mark.parametrize("key", OPTIONAL)

@@ -192,6 +192,15 @@ def test_a_whole_pipeline_opens_with_the_call_asked_for(tiny_pipeline: Path) -> 
     assert opened.family.name == "cogvideox"
 
 
+def test_videos_are_written_as_fast_as_the_family_is_shown(family_pipelines: dict[str, Path]) -> None:
+    shown = {name: open_pipeline(str(family_pipelines[name])).fps for name in ("cogvideox", "wan", "hunyuan_video")}
+    assert shown == {"cogvideox": 8, "wan": 16, "hunyuan_video": 15}
+
+
+def test_a_frame_rate_in_the_call_is_that_of_the_video(family_pipelines: dict[str, Path]) -> None:
+    assert open_pipeline(str(family_pipelines["ltx"]), frame_rate=30).fps == 30
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_quantized_transformer_takes_the_place_of_the_float_one(
     name: str, open_family: Callable[..., OpenPipeline], tmp_path: Path

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from s2q.evaluation import plots
 from s2q.evaluation.metrics import MEASURES
+from s2q.evaluation.sound import Sound
 from s2q.evaluation.vbench import COLUMNS
 from s2q.evaluation.video import visible_scale, webm_bytes
 from s2q.templating import environment
@@ -28,7 +29,7 @@ from s2q.templating import environment
 REQUIRED = ("recipe", "bits", "seed", "fidelity")
 OPTIONAL = (
     "pipeline", "command", "versions", "storage", "latent_error_by_step", "readback", "seconds", "clip_seconds",
-    "blocks", "salience", "clips", "notes", "appearance", "learned", "vbench",
+    "blocks", "salience", "clips", "notes", "appearance", "learned", "vbench", "sound",
 )  # fmt: skip
 _STORAGE = ("float_bytes", "quantized_bytes", "bits_per_block_weight", "parts")
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -41,12 +42,15 @@ class ClipPair:
 
     Attributes:
         reference, candidate: uint8 [F, H, W, 3], full precision and quantized, of the same shape.
+        reference_sound, candidate_sound: what is heard beside each.
     """
 
     prompt: str
     seed: int
     reference: np.ndarray
     candidate: np.ndarray
+    reference_sound: Sound | None = None
+    candidate_sound: Sound | None = None
 
     def __post_init__(self) -> None:
         if self.reference.shape != self.candidate.shape:
@@ -109,8 +113,8 @@ def _change(value: float | None, digits: int | None, signed: bool = True) -> str
     return plus + text.replace("-", "\N{MINUS SIGN}", 1 if value < 0 else 0)
 
 
-def _data_uri(clip: np.ndarray, fps: float) -> str:
-    video = webm_bytes(clip, fps, visible_scale(clip))
+def _data_uri(clip: np.ndarray, fps: float, sound: Sound | None) -> str:
+    video = webm_bytes(clip, fps, visible_scale(clip), sound)
     return "data:video/webm;base64," + base64.b64encode(video).decode("ascii")
 
 
@@ -130,10 +134,12 @@ def _clips(report: Mapping[str, Any], figures: ReportFigures) -> list[dict[str, 
                 "prompt": pair.prompt,
                 "seed": pair.seed,
                 "numbers": _filled(entry, MEASURES),
+                "sound": entry.get("sound"),
+                "heard": pair.reference_sound is not None,
                 "width": pair.reference.shape[2],
                 "height": pair.reference.shape[1],
-                "reference": _data_uri(pair.reference, figures.fps),
-                "candidate": _data_uri(pair.candidate, figures.fps),
+                "reference": _data_uri(pair.reference, figures.fps, pair.reference_sound),
+                "candidate": _data_uri(pair.candidate, figures.fps, pair.candidate_sound),
             }
         )
     return cards

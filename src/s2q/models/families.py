@@ -36,6 +36,7 @@ WAN = register(
         text_linears=("attn2.to_k", "attn2.to_v", "attn2.add_?_proj"),
         batched=("encoder_hidden_states_image",),  # of the first frame, and of the last where it is given
         text_width="text_dim",
+        fps=16.0,
     )
 )
 HUNYUAN_VIDEO = register(
@@ -54,6 +55,7 @@ HUNYUAN_VIDEO = register(
         modulation=("norm1.linear", "norm1_context.linear", "norm.linear"),
         text_linears=("attn.add_?_proj", "attn.to_add_out", "ff_context.*"),
         guidance="true_cfg_scale",  # guidance_scale is an embedding here, and costs no second branch
+        fps=15.0,
     )
 )
 CONSISID = register(
@@ -71,10 +73,22 @@ WAN_VACE = register(
     )
 )
 WAN_ANIMATE = register(
-    replace(WAN, name="wan_animate", pipeline="WanAnimatePipeline", model_classes=("WanAnimateTransformer3DModel",))
+    replace(
+        WAN,
+        name="wan_animate",
+        pipeline="WanAnimatePipeline",
+        model_classes=("WanAnimateTransformer3DModel",),
+        fps=30.0,
+    )
 )
 SKYREELS_V2 = register(
-    replace(WAN, name="skyreels_v2", pipeline="SkyReelsV2Pipeline", model_classes=("SkyReelsV2Transformer3DModel",))
+    replace(
+        WAN,
+        name="skyreels_v2",
+        pipeline="SkyReelsV2Pipeline",
+        model_classes=("SkyReelsV2Transformer3DModel",),
+        fps=24.0,
+    )
 )
 FRAMEPACK = register(
     replace(
@@ -82,6 +96,7 @@ FRAMEPACK = register(
         name="hunyuan_framepack",
         pipeline="HunyuanVideoFramepackPipeline",
         model_classes=("HunyuanVideoFramepackTransformer3DModel",),
+        fps=30.0,
     )
 )
 HUNYUAN_VIDEO_15 = register(
@@ -92,6 +107,7 @@ HUNYUAN_VIDEO_15 = register(
         model_classes=("HunyuanVideo15Transformer3DModel",),
         block_lists=("transformer_blocks",),
         guidance=None,  # a guider component of the pipeline holds the scale
+        fps=24.0,
     )
 )
 LTX = register(
@@ -107,6 +123,7 @@ LTX = register(
         text_linears=("attn2.to_k", "attn2.to_v"),
         layout="SC",
         text_width="caption_channels",
+        fps=24.0,
     )
 )
 LTX2 = register(
@@ -129,6 +146,7 @@ LTX2 = register(
         text_linears=("attn2.to_k", "attn2.to_v", "audio_attn2.to_k", "audio_attn2.to_v"),
         layout="SC",
         text_width="caption_channels",
+        fps=24.0,
         call_defaults={"num_frames": 121},  # where no part of the pipeline foretells how long a video the prompt wants
         further_calls=(
             (("stg_scale", "audio_stg_scale"), 0.0),  # some blocks without self-attention
@@ -152,6 +170,7 @@ MOCHI = register(
         modulation=("norm1.linear", "norm1_context.linear", "norm1_context.linear_1"),
         text_linears=("attn1.add_?_proj", "attn1.to_add_out", "ff_context.*"),
         call_defaults={"height": 480, "width": 848},
+        fps=30.0,
     )
 )
 ALLEGRO = register(
@@ -163,6 +182,7 @@ ALLEGRO = register(
         layout="CFhw",
         call_defaults={"num_frames": 88},  # sample_frames counts those of the latent here
         tiled_vae=True,
+        fps=15.0,
     )
 )
 LATTE = register(
@@ -175,6 +195,7 @@ LATTE = register(
         # The model runs them in turn, a spatial and a temporal one.
         block_lists=("transformer_blocks", "temporal_transformer_blocks"),
         interleaved=True,
+        fps=8.0,
     )
 )
 COSMOS = register(
@@ -188,6 +209,7 @@ COSMOS = register(
         shared=("padding_mask",),
         packages=("cosmos_guardrail", "torchvision"),
         text_width="text_embed_dim",
+        fps=16.0,
     )
 )
 EASYANIMATE = register(

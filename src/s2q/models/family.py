@@ -56,6 +56,8 @@ class Family:
     """Arguments of each call of its pipelines, where those of diffusers do not work."""
     tiled_vae: bool = False
     """Whether its VAE decodes in tiles alone."""
+    fps: float = 8.0
+    """Frames per second of its videos, as diffusers' examples write them."""
     interleaved: bool = False
     """Whether blocks of the lists run in turn, one of each, instead of one list after the other."""
 

@@ -1,6 +1,7 @@
 """Open a diffusers pipeline: a folder, a hub id, the word `demo`, or one that is loaded already, with clear errors first."""
 
 import copy
+import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -104,6 +105,21 @@ class OpenPipeline:
         scheduler.set_timesteps(steps)
         first = int((scheduler.timesteps >= boundary * scheduler.config.num_train_timesteps).sum())
         return first if self.part == PARTS[0] else steps - first
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of what it makes: what its calls say, or what its family is shown at."""
+        if self.source in DEMOS:
+            return 8.0
+        parameters = inspect.signature(type(self.pipe).__call__).parameters
+        said = [self.call.get(name, parameters[name].default) for name in ("frame_rate", "fps") if name in parameters]
+        return float(said[0]) if said else self.family.fps
+
+    @property
+    def sampling_rate(self) -> int | None:
+        """Samples per second of the sound that it makes; None for a silent one."""
+        vocoder = getattr(self.pipe, "vocoder", None)
+        return None if vocoder is None else vocoder.config.output_sampling_rate
 
     @property
     def guidance_scale(self) -> float | None:

@@ -49,7 +49,9 @@
 
   function tick() {
     const videos = shownVideos();
-    const leader = videos.find((video) => video.readyState >= 2);
+    const ready = videos.filter((video) => video.readyState >= 2);
+    // The one that is heard leads: followers run faster and slower.
+    const leader = ready.find((video) => !video.muted) || ready[0];
     if (leader && playing) {
       leader.playbackRate = rate();
       for (const video of videos) {
@@ -85,9 +87,22 @@
     clips.classList.toggle("with-difference", showDifference);
   });
 
+  // Two sounds at once are none: one side is heard, of the clip that is furthest up on the screen.
+  const sound = document.getElementById("sound");
+  function hear() {
+    const heard = sound && sound.value !== "" ? shown()[0] : undefined;
+    for (const pair of pairs) {
+      pair.videos.forEach((video, side) => {
+        video.muted = pair !== heard || side !== Number(sound.value);
+      });
+    }
+  }
+  if (sound) sound.addEventListener("change", hear);
+
   const observer = new IntersectionObserver((entries) => {
     for (const entry of entries) pairs.find(({ element }) => element === entry.target).visible = entry.isIntersecting;
     apply();
+    hear();
   });
   for (const { element } of pairs) observer.observe(element);
   document.getElementById("controls").hidden = false;
