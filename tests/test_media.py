@@ -7,8 +7,11 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_media import scene, write_image, write_video
+from tiny_pipelines import pipeline_class
 
 from s2q.media import Prompt, described, media_of, read_frames, read_image, read_media
 from s2q.models.inputs import check_prompts, inputs_of
@@ -112,6 +115,36 @@ def test_frames_of_different_sizes_are_no_video(tmp_path: Path) -> None:
         Image.new("RGB", (size, 8)).save(tmp_path / f"{size}.png")
     with pytest.raises(ValueError, match="different sizes"):
         read_frames(tmp_path)
+
+
+def test_a_face_is_read_by_name_and_in_order(tmp_path: Path) -> None:
+    hidden = {f"id_vit_hidden.{number}": torch.full((1, 2, 3), float(number)) for number in range(11)}
+    save_file(hidden | {"id_cond": torch.ones(1, 4), "id_conditions": torch.zeros(1)}, tmp_path / "face.safetensors")
+    face = tmp_path / "face.safetensors"
+    read = read_media(Prompt("a man smiles", id_cond=face, id_vit_hidden=face))
+    assert torch.equal(read["id_cond"], torch.ones(1, 4))
+    assert [float(tensor.mean()) for tensor in read["id_vit_hidden"]] == list(range(11))
+
+
+def test_a_face_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
+    save_file({"id_cond.0": torch.ones(1), "id_cond.1": torch.ones(1)}, tmp_path / "two.safetensors")
+    for name, said in (
+        ("none.safetensors", "is missing"),
+        ("text.safetensors", "cannot be read as safetensors"),
+        ("other.safetensors", "has no tensor id_cond, nor id_cond.0: it has other"),
+        ("two.safetensors", "holds 2 tensors id_cond"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_media(Prompt("a man smiles", id_cond=tmp_path / name))
+
+
+def test_without_a_face_consisid_says_what_it_wants(tmp_path: Path) -> None:
+    """diffusers has it where opencv is installed, and defaults of None for what it cannot do without."""
+    pipeline = pipeline_class("ConsisIDPipeline")
+    with pytest.raises(ValueError, match="prompt 1 has no id_cond; prompt 1 has no id_vit_hidden"):
+        check_prompts(pipeline, [Prompt("a man smiles", image=write_image(tmp_path / "a.png"))], (32, 32))
 
 
 def test_two_files_where_one_is_wanted_are_an_error(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import tiny
 import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_families import SIZE, make_clip, make_hunyuan_vae, make_llama, make_ltx, make_ltx_vae, make_wan_vae
 from tiny_pipelines import (
     HUNYUAN_15,
@@ -136,6 +137,15 @@ MEDIA_PIPELINES = {
         COG | {"num_frames": 5},
         (2, 4, 4),
         media=("image",),
+    ),
+    "consisid": TinyPipeline(
+        "ConsisIDPipeline",
+        lambda: make("ConsisIDTransformer3DModel", in_channels=8, is_kps=False),
+        tiny.make_vae,
+        cogvideox_scheduler,
+        COG | {"num_frames": 5},
+        (2, 4, 4),
+        media=("image", "id_cond", "id_vit_hidden"),
     ),
     "cogvideox-1.5-i2v": TinyPipeline(
         "CogVideoXImageToVideoPipeline",
@@ -376,13 +386,23 @@ def write_video(path: Path, frames: int, seed: int = 0) -> Path:
     return path
 
 
+def write_face(path: Path, seed: int = 0) -> Path:
+    """What ConsisID knows of a face, in a file of the tiny transformer's widths."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {"id_cond": torch.randn(1, 4, generator=generator)}
+    save_file(tensors | {"id_vit_hidden.0": torch.randn(1, 4, 4, generator=generator)}, path)
+    return path
+
+
 def with_media(prompts: Sequence[str], media: Sequence[str], folder: Path, frames: int = 5) -> list[str]:
     """The prompts, each with files of its own in `folder` for the arguments `media`."""
     made = []
     for number, prompt in enumerate(prompts):
         files = {}
         for name in media:
-            if "image" in name:
+            if name.startswith("id_"):
+                files[name] = write_face(folder / f"face-{number}.safetensors", number)
+            elif "image" in name:
                 files[name] = write_image(folder / f"{name}-{number}.png", number)
             else:
                 files[name] = write_video(folder / f"{name}-{number}.mp4", frames, number)

@@ -1,12 +1,15 @@
 """Prompts with an image, a video or a control beside the words: which files, and how they are read."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from s2q.evaluation.video import read_clip
 from s2q.storage import file_digest
@@ -98,6 +101,26 @@ def read_frames(path: Path) -> list[Image.Image]:
         raise ValueError(f"{path} cannot be read as a video: {error}") from None
 
 
+def read_tensors(path: Path, name: str) -> tuple[Tensor, ...]:
+    """What a safetensors file holds under `name`, or under `name.0`, `name.1` and so on.
+
+    Raises:
+        ValueError: it is missing or no such file, or holds none of that name.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing")
+    try:
+        with safe_open(path, "pt") as file:
+            places = {key: key.removeprefix(name) for key in file.keys()}  # noqa: SIM118 - a safetensors file is no mapping
+            numbers = {int(place[1:] or 0): key for key, place in places.items() if re.fullmatch(r"(\.\d+)?", place)}
+            found = tuple(file.get_tensor(numbers[number]) for number in sorted(numbers))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
+    if not found:
+        raise ValueError(f"{path} has no tensor {name}, nor {name}.0: it has {', '.join(sorted(places)) or 'none'}")
+    return found
+
+
 def _frame_files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
@@ -120,6 +143,13 @@ class Input:
     read: Callable[[tuple[Path, ...]], Any]
 
 
+def _one_tensor(path: Path) -> Tensor:
+    found = read_tensors(path, "id_cond")
+    if len(found) != 1:
+        raise ValueError(f"{path} holds {len(found)} tensors id_cond, and one is wanted")
+    return found[0]
+
+
 _IMAGE = Input("dog.png", _one(read_image))
 _VIDEO = Input("dog.mp4", _one(read_frames))
 INPUTS: dict[str, Input] = {
@@ -133,5 +163,8 @@ INPUTS: dict[str, Input] = {
     "background_video": _VIDEO,
     "mask": _VIDEO,
     "mask_video": _VIDEO,
+    # What ConsisID's helpers find of the face in its image, as they return it.
+    "id_cond": Input("face.safetensors", _one(_one_tensor)),
+    "id_vit_hidden": Input("face.safetensors", _one(lambda path: read_tensors(path, "id_vit_hidden"))),
 }
 """What can be given beside the words, by the argument of diffusers' pipelines that takes it."""

@@ -91,20 +91,6 @@ def test_a_pipeline_that_cannot_be_called_with_what_files_hold_is_refused(name: 
         locate(str(copy))
 
 
-def test_a_pipeline_that_wants_a_face_as_tensors_is_refused_beforehand(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """diffusers has ConsisID where opencv is installed, and defaults of None for what it cannot do without."""
-
-    class Faces:
-        def __call__(self, image, prompt=None, num_frames=49, id_vit_hidden=None, id_cond=None) -> None: ...
-
-    monkeypatch.setattr(diffusers, "ConsisIDPipeline", Faces)
-    edit(copy / "model_index.json", lambda index: index.update(_class_name="ConsisIDPipeline"))
-    with pytest.raises(PipelineError, match=r"is a ConsisIDPipeline, which wants more .* \(id_cond, id_vit_hidden; "):
-        locate(str(copy))
-
-
 def test_a_family_whose_packages_are_missing_is_refused_with_them(copy: Path) -> None:
     edit(copy / "model_index.json", lambda i: i.update(transformer=["diffusers", "CosmosTransformer3DModel"]))
     with pytest.raises(PipelineError, match="missing here: pip install cosmos_guardrail torchvision"):

@@ -10,6 +10,7 @@ from typing import get_args
 
 import torch
 from diffusers import DiffusionPipeline
+from PIL import Image
 
 from s2q.media import INPUTS, media_of, read_media
 
@@ -123,7 +124,7 @@ def check_prompts(
                 wrong.append(f"{key} {error}")
                 continue
             first = read[0] if isinstance(read, list) else read
-            if size is None or key in NOT_OF_THE_CLIPS_SHAPE:
+            if size is None or key in NOT_OF_THE_CLIPS_SHAPE or not isinstance(first, Image.Image):
                 continue
             if abs(first.width * size[0] / (first.height * size[1]) - 1) > LEAST_STRETCH:
                 _LOG.warning(
