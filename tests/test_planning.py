@@ -6,6 +6,7 @@ from pathlib import Path
 
 import diffusers
 import pytest
+import torch
 
 from s2q import expected_seconds
 from s2q.models import resolve
@@ -216,6 +217,19 @@ def test_planned_bytes_are_the_bytes_that_are_written(recipe, tiny_pipeline, qua
     storage = quantized(recipe, "W4A6").storage
     assert (made.float_bytes, made.quantized_bytes) == (storage.float_bytes, storage.quantized_bytes)
     assert made.bits_per_block_weight == storage.bits_per_block_weight
+
+
+def test_trajectories_are_timed_in_the_dtype_that_the_pipeline_runs_in(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a processor multiplies bfloat16 six times as fast, float32 would foretell six times the wait."""
+    seconds = {torch.float32: 6.0, torch.bfloat16: 1.0}
+    monkeypatch.setattr(expected_seconds, "_time_linear", lambda rows_out, columns, rows, device, dtype: seconds[dtype])
+    monkeypatch.setattr(expected_seconds, "_time_attention", lambda width, rows, device, dtype: seconds[dtype])
+    recipe = get_recipe("smoothquant", "W4A8")
+    slow, fast = (plan(folder, recipe, {}, dtype=dtype).seconds for dtype in seconds)
+    assert slow["trajectories"] == pytest.approx(6 * fast["trajectories"], rel=1e-3)
+    assert slow["calibration"] == fast["calibration"], "blocks are calibrated in float32"
 
 
 def test_the_time_of_gptq_grows_with_its_own_operations(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,9 +74,14 @@ def fitting_stream(
             return stream
         given["num_frames"] = frames
     kind = chosen_device(device)
-    bytes_each = chosen_dtype(dtype, kind).itemsize
     made = plan(
-        folder, recipe, default_call(source, folder) | given, kind, bytes_each, part=part or PARTS[0], timed=False
+        folder,
+        recipe,
+        default_call(source, folder) | given,
+        kind,
+        chosen_dtype(dtype, kind),
+        part=part or PARTS[0],
+        timed=False,
     )
     return choose_stream(made, stream, free_memory(kind), free_disk(out))
 

@@ -4,9 +4,11 @@ from typing import Annotated
 
 import typer
 
+from s2q.cli_open import chosen_device, chosen_dtype
 from s2q.cli_options import (
     BitsOption,
     DeviceOption,
+    DtypeOption,
     FramesOption,
     HeightOption,
     JsonOption,
@@ -35,6 +37,7 @@ def plan(
     num_frames: FramesOption = None,
     part: PartOption = None,
     device: DeviceOption = None,
+    dtype: DtypeOption = None,
     layers: Annotated[bool, typer.Option("--layers", help="List every linear.")] = False,
     json_file: JsonOption = None,
 ) -> None:
@@ -46,7 +49,10 @@ def plan(
     folder = locate(pipeline, part)
     chosen = chosen_recipe(recipe, bits, set_)
     call = {name: value for name, value in call_of(steps, None, height, width, num_frames).items() if value is not None}
-    made = make_plan(folder, chosen, default_call(pipeline, folder) | call, device or "cpu", part=part or PARTS[0])
+    kind = chosen_device(device)
+    made = make_plan(
+        folder, chosen, default_call(pipeline, folder) | call, kind, chosen_dtype(dtype, kind), part=part or PARTS[0]
+    )
     rows = {
         "model": f"{made.model}, {made.parameters / 1e6:.1f} M parameters",
         "recipe": f"{made.recipe} {made.bits}",

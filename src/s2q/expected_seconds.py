@@ -22,23 +22,27 @@ LONG_ENOUGH = 0.2
 
 
 def expected_seconds(
-    model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, device: str
+    model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, device: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
     """Stage of calibration → seconds. A forward is timed as its linears and its attention, with random weights.
 
     Args:
         model: on the meta device.
+        dtype: that the pipeline runs in. Blocks are calibrated in float32, whatever it is.
     """
     seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
     if not recipe.needs_samples:
         return seconds
     kinds = [kind for attribute in family.block_lists if len(kind := getattr(model, attribute))]
-    forward = sum(len(kind) * _block_seconds(kind[0], family, sizes, device) for kind in kinds)
-    forward *= sizes.branches
-    seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * forward
+
+    def forward_in(kept: torch.dtype) -> float:
+        return sizes.branches * sum(len(kind) * _block_seconds(kind[0], family, sizes, device, kept) for kind in kinds)
+
+    pipeline_forward, forward = forward_in(dtype), forward_in(torch.float32)
+    seconds["trajectories"] = recipe.sampler.prompts * sizes.steps * pipeline_forward
     seconds["selection"] = 0.01 * seconds["trajectories"]
     if recipe.uses_token_weights:
-        seconds["token_weights"] = recipe.sampler.count * 1.5 * forward
+        seconds["token_weights"] = recipe.sampler.count * 1.5 * pipeline_forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.uses_gptq:
         seconds["calibration"] += sum(len(kind) * _rounding_seconds(kind[0], family, device) for kind in kinds)
@@ -49,7 +53,7 @@ def expected_seconds(
     return seconds
 
 
-def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: str) -> float:
+def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: str, dtype: torch.dtype) -> float:
     """One forward of a block for one guidance branch."""
     linears = Counter(
         (module.out_features, module.in_features, family.sees_text_alone(name))
@@ -60,9 +64,9 @@ def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: st
     seconds = SECONDS_A_CALL * 4 * linears.total()
     for (rows_out, columns, text), count in linears.items():
         all_rows = sizes.text if text else sizes.tokens
-        seconds += count * _time_linear(rows_out, columns, rows, device) * all_rows / rows
+        seconds += count * _time_linear(rows_out, columns, rows, device, dtype) * all_rows / rows
     seen = sizes.tokens + (0 if sizes.text_is_joined else sizes.text)
-    return seconds + _time_attention(token_width(block, family), rows, device) * sizes.tokens * seen / rows**2
+    return seconds + _time_attention(token_width(block, family), rows, device, dtype) * sizes.tokens * seen / rows**2
 
 
 def _rounding_seconds(block: nn.Module, family: Family, device: str) -> float:
@@ -98,14 +102,14 @@ def _timed(function, repeats: int = 3) -> float:
 
 
 @cache  # blocks of several kinds have linears of the same shape
-def _time_linear(rows_out: int, columns: int, rows: int, device: str) -> float:
-    x, weight = torch.randn(rows, columns, device=device), torch.randn(rows_out, columns, device=device)
+def _time_linear(rows_out: int, columns: int, rows: int, device: str, dtype: torch.dtype) -> float:
+    x, weight = (torch.randn(count, columns, device=device, dtype=dtype) for count in (rows, rows_out))
     return _timed(lambda: nn.functional.linear(x, weight))
 
 
-def _time_attention(width: int, rows: int, device: str) -> float:
+def _time_attention(width: int, rows: int, device: str, dtype: torch.dtype) -> float:
     heads = max(1, width // 64)
-    q = torch.randn(1, heads, rows, 64, device=device)
+    q = torch.randn(1, heads, rows, 64, device=device, dtype=dtype)
     return _timed(lambda: nn.functional.scaled_dot_product_attention(q, q, q))
 
 

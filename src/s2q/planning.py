@@ -62,7 +62,7 @@ def plan(
     recipe: Recipe,
     call: Mapping[str, Any],
     device: str = "cpu",
-    dtype_bytes: int = 4,
+    dtype: torch.dtype = torch.float32,
     *,
     part: str = PARTS[0],
     timed: bool = True,
@@ -71,7 +71,7 @@ def plan(
 
     Args:
         call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
-        dtype_bytes: bytes of a number in the dtype that calibration runs in.
+        dtype: of the pipeline while it is recorded and its blocks are replayed.
         part: which of the pipeline's transformers is meant.
         timed: whether time is estimated, which takes a second or two; else `seconds` is empty.
     """
@@ -89,9 +89,9 @@ def plan(
     element = _stored_bytes(folder / part)
     targets, packed, extra = _targets(model, family, recipe)
     block_weights = sum(n * k for n, k in targets.values())
-    states = _states(model, family, sizes) * dtype_bytes
-    disk = _disk(recipe, family, model.config, sizes, len(family.blocks(model)), dtype_bytes) + packed + extra
-    working = _working(model, family, recipe, states // dtype_bytes)
+    states = _states(model, family, sizes) * dtype.itemsize
+    disk = _disk(recipe, family, model.config, sizes, len(family.blocks(model)), dtype.itemsize) + packed + extra
+    working = _working(model, family, recipe, states // dtype.itemsize)
     return Plan(
         model=config["_class_name"],
         recipe=recipe.name,
@@ -103,9 +103,9 @@ def plan(
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
         bits_per_block_weight=8 * packed / block_weights,
         tokens=sizes.tokens,
-        seconds=expected_seconds(model, family, recipe, sizes, device) if timed else {},
-        memory_bytes=parameters * dtype_bytes + 2 * _samples(recipe) * states + working,
-        streamed_memory_bytes=_outside(model, family, parameters) * dtype_bytes + 2 * states + working,
+        seconds=expected_seconds(model, family, recipe, sizes, device, dtype) if timed else {},
+        memory_bytes=parameters * dtype.itemsize + 2 * _samples(recipe) * states + working,
+        streamed_memory_bytes=_outside(model, family, parameters) * dtype.itemsize + 2 * states + working,
         disk_bytes=disk,
         streamed_disk_bytes=disk + (2 + recipe.optim.propagate_error) * _samples(recipe) * states,
     )
