@@ -12,6 +12,7 @@
     plus        what each part of s2q_plus adds, and whether salient samples help it
     default     s2q_plus with and without Hadamard blocks at the down projections, beside the nearest published methods
     eight       tokens of 8 bits: s2q_plus as it is there, and as it is at fewer bits
+    rounding    what GPTQ's order and its search for step sizes add to s2q_plus
     faithful    s2q_vdit beside the nearest published method of its size
     epochs      s2q_plus with three times the steps
     leads       what s2q_plus could have beside: smaller groups, groups in the weights, a low-rank branch
@@ -54,6 +55,7 @@ KRONECKER = f"{PLUS}:linear.transform.down_rotation=null"
 # What it is at fewer than 8 bits.
 GROUPED = f"{PLUS}:linear.act_group_size=64:linear.symmetric_acts=false"
 GROUPED += ":linear.transform.rotation=kronecker:linear.transform.down_rotation=hadamard_blocks"
+PLAIN_ORDER, PLAIN_STEPS = "gptq.act_order=false", "gptq.step_search=false"
 # SVDQuant's 32 directions are a hundredth of the released models' width and a fifth of a demo's; 2 are a hundredth there.
 SAME_SHARE = "svdquant:linear.low_rank.rank=2"
 
@@ -104,6 +106,10 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "default": ([PLUS, KRONECKER, "quarot", SAME_SHARE], ["W4A6", "W4A4"]),
     "eight": ([PLUS, GROUPED, "quarot", SAME_SHARE], ["W4A8"]),
+    "rounding": (
+        [PLUS, f"{PLUS}:{PLAIN_ORDER}", f"{PLUS}:{PLAIN_STEPS}", f"{PLUS}:{PLAIN_ORDER}:{PLAIN_STEPS}"],
+        ["W4A8"],
+    ),
     "faithful": ([S2Q, "quarot"], ["W4A6", "W4A4"]),
     "epochs": ([PLUS, f"{PLUS}:optim.epochs=15"], ["W4A6", "W4A4"]),
     "leads": (

@@ -144,6 +144,12 @@ def test_a_wrong_override_is_refused_and_named(assignment: str) -> None:
     assert assignment.partition("=")[0] in str(caught.value)
 
 
+def test_what_only_gptq_does_is_refused_without_it() -> None:
+    with pytest.raises(ValueError, match=r"gptq\.act_order and gptq\.step_search change nothing"):
+        override(get_recipe("rtn", "W4A8"), ["gptq.act_order=true"])
+    assert override(get_recipe("gptq", "W4A8"), ["gptq.act_order=true"]).gptq.act_order
+
+
 def test_a_range_that_is_upside_down_is_refused() -> None:
     with pytest.raises(ValueError, match="lambda"):
         override(get_recipe("s2q_vdit", "W4A6"), ["objective.lambda_min=0.9", "objective.lambda_max=0.1"])

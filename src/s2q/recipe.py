@@ -153,6 +153,17 @@ class LinearScheme(_Part):
         return self.starts_from_inputs or self.rounding != "nearest" or self.learns
 
 
+class GptqSpec(_Part):
+    """How GPTQ rounds, beyond its paper."""
+
+    act_order: bool = False
+    """It takes the columns with the largest inputs first, instead of one after another."""
+    damp: float = Field(0.01, gt=0)
+    """Share of the Hessian's mean diagonal that is added to it. More of it trusts the samples less."""
+    step_search: bool = False
+    """It tries several step sizes and keeps, for each output channel, the one with the least error of the output."""
+
+
 class SamplerSpec(_Part):
     """Which (prompt, step) of the recorded trajectories become calibration samples."""
 
@@ -233,6 +244,7 @@ class Recipe(_Part):
     linear: LinearScheme
     modulation: LinearScheme
     """The adaLN linears, whose input is one vector a sample."""
+    gptq: GptqSpec = GptqSpec()
     keep_float: tuple[str, ...] = ()
     """Globs of linears inside the blocks that stay in floating point."""
     sampler: SamplerSpec = SamplerSpec()
@@ -250,6 +262,8 @@ class Recipe(_Part):
                 "sampler.kind is none, but this scheme looks at inputs: choose salient, random or uniform, or drop "
                 "what needs them (learned parts, channel scales, static ranges, GPTQ, AdaRound, low-rank parts)"
             )
+        if not self.uses_gptq and self.gptq != GptqSpec():
+            raise ValueError("gptq.act_order and gptq.step_search change nothing without rounding=gptq")
         if self.objective.kind == "none" and any(s.rounding == "adaround" for s in schemes.values()):
             raise ValueError("adaround is learned: it needs objective.kind=mse")
         if self.objective.kind == "none" and self.objective.temporal:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from s2q.recipe import (
     Bits,
+    GptqSpec,
     LinearScheme,
     LowRankSpec,
     ObjectiveSpec,
@@ -155,9 +156,10 @@ def s2q_vdit(bits: Bits) -> Recipe:
 def s2q_plus(bits: Bits) -> Recipe:
     """Ours: S²Q-VDiT's learning on asymmetric weights, samples spread evenly, a third of the steps; and what the bits ask for.
 
-    Tokens of few bits are asymmetric and in groups of 64 channels, behind a Kronecker transform but where that would cost most.
-    At 8 bits they lose so little that Hadamard blocks and one step a token do as well, which cost next to nothing.
-    What was added and left out is what docs/method.md measures; the faithful method is `s2q_vdit`.
+    GPTQ takes columns by importance and searches the step sizes, too. Tokens of few bits are asymmetric and in groups of 64
+    channels, behind a Kronecker transform but where that would cost most. At 8 bits they lose so little that Hadamard blocks
+    and one step a token do as well, which cost next to nothing. What was added and left out is what docs/method.md measures;
+    the faithful method is `s2q_vdit`.
     """
     few = bits.act is not None and bits.act < 8
     rotations = {"down_rotation" if few else "rotation": "hadamard_blocks"}
@@ -176,6 +178,7 @@ def s2q_plus(bits: Bits) -> Recipe:
         reference="s2q",
         bits=str(bits),
         **schemes,
+        gptq=GptqSpec(act_order=True, step_search=True),
         sampler=EVENLY,
         objective=ObjectiveSpec(kind="mse"),
         optim=OptimSpec(epochs=5),

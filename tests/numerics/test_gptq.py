@@ -8,8 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s2q.numerics.gptq import accumulate_hessian, gptq_round, hessian_factor
-from s2q.numerics.quantizer import affine_grid, dequantize, integer_range, quantize, row_scale
+from s2q.numerics.gptq import (
+    STEPS_TRIED,
+    HessianFactor,
+    accumulate_hessian,
+    gptq_round,
+    gptq_search,
+    hessian_factor,
+)
+from s2q.numerics.quantizer import affine_grid, dequantize, grid, integer_range, quantize, row_scale
 
 
 def problem(seed: int = 0, rows: int = 12, columns: int = 40, samples: int = 200) -> tuple[torch.Tensor, ...]:
@@ -27,8 +34,8 @@ def hessian_of(x: torch.Tensor) -> torch.Tensor:
     return hessian
 
 
-def factor_of(x: torch.Tensor) -> torch.Tensor:
-    return hessian_factor(hessian_of(x))
+def factor_of(x: torch.Tensor, by_importance: bool = False) -> HessianFactor:
+    return hessian_factor(hessian_of(x), by_importance=by_importance)
 
 
 def output_error(weight: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, x: torch.Tensor) -> float:
@@ -155,6 +162,55 @@ def test_the_codes_are_those_of_the_papers_algorithm(seed: int, bits: int, sampl
     assert torch.equal(gptq_round(weight, scale, factor_of(x), bits), expected)
 
 
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([None, 5]))
+def test_columns_by_importance_are_the_plain_order_of_a_weight_whose_columns_were_sorted(
+    seed: int, groups: int | None
+) -> None:
+    weight, x = problem(seed)
+    x = x * torch.rand(40, generator=torch.Generator().manual_seed(seed))
+    scale, zero = affine_grid(weight, 4, groups=groups or 1)
+    order = hessian_of(x).diagonal().argsort(descending=True)
+    codes = gptq_round(weight, scale, factor_of(x, by_importance=True), 4, zero)
+    # Sorted, a column keeps the step of the group that it was in: as many groups as columns.
+    each, each_zero = (values.repeat_interleave(40 // values.shape[1], dim=1)[:, order] for values in (scale, zero))
+    assert torch.equal(codes[:, order], gptq_round(weight[:, order], each, factor_of(x[:, order]), 4, each_zero))
+
+
+def test_important_columns_first_leave_less_of_an_error() -> None:
+    errors = {False: 0.0, True: 0.0}
+    for seed in range(8):
+        weight, x = problem(seed)
+        x = x * torch.logspace(-1, 0, 40)  # the last are the largest: the worst that the plain order can meet
+        scale = row_scale(weight, 4)
+        for by_importance in errors:
+            codes = gptq_round(weight, scale, factor_of(x, by_importance), 4)
+            errors[by_importance] += output_error(weight, codes, scale, x)
+    assert errors[True] < 0.8 * errors[False]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([2, 3, 4]), st.booleans(), st.sampled_from([1, 5]))
+def test_no_row_is_worse_for_having_searched_its_steps(seed: int, bits: int, symmetric: bool, groups: int) -> None:
+    weight, x = problem(seed)
+    scale, zero = grid(weight, bits, symmetric, groups=groups)
+    factor = factor_of(x)
+    hessian = hessian_of(x)
+    hessian += 0.01 * hessian.diagonal().mean() * torch.eye(40)
+
+    def row_errors(codes: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        error = weight.double() - dequantize(codes, steps.double(), None if zero is None else zero.double())
+        return ((error @ hessian) * error).sum(1)
+
+    codes, steps = gptq_search(weight, scale, factor, bits, zero)
+    tried = [row_errors(gptq_round(weight, scale * share, factor, bits, zero), scale * share) for share in STEPS_TRIED]
+    least = torch.stack(tried).amin(0)
+    assert torch.allclose(row_errors(codes, steps), least, rtol=1e-6)
+    assert torch.equal(codes, gptq_round(weight, steps, factor, bits, zero)), "steps and codes belong together"
+    shares = (steps / scale).mean(1)
+    assert all(any(abs(float(share) - tried) < 1e-5 for tried in STEPS_TRIED) for share in shares)
+
+
 def test_what_it_worked_on_is_freed_at_once() -> None:
     """A factor takes gigabytes at real widths: it must not wait for the garbage collector."""
     weight, x = problem()
@@ -162,7 +218,7 @@ def test_what_it_worked_on_is_freed_at_once() -> None:
     gc.disable()
     try:
         factor = factor_of(x)
-        seen = weakref.ref(factor)
+        seen = weakref.ref(factor.upper)
         gptq_round(weight, row_scale(weight, 4), factor, 4)
         del factor
         assert seen() is None

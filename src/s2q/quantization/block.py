@@ -61,11 +61,13 @@ def calibrate_block(
     hessians = _hessians(simulated, family, recipe, groups, samples)
     tensors = {}
     for group in groups:
-        factor = hessian_factor(hessians.pop(group)) if group in hessians else None
+        factor = None
+        if group in hessians:
+            factor = hessian_factor(hessians.pop(group), recipe.gptq.damp, recipe.gptq.act_order)
         for name in group:
             linear = simulated.get_submodule(name)
             linear.inputs.forget()
-            tensors[name] = freeze(linear, factor)
+            tensors[name] = freeze(linear, factor, recipe.gptq.step_search)
     error_nearest = error = None
     if samples:
         error = relative_error(packed_block(block, family, recipe, tensors), family, samples)

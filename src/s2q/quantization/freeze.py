@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from s2q.numerics.gptq import gptq_round
+from s2q.numerics.gptq import HessianFactor, gptq_round, gptq_search
 from s2q.numerics.hadamard import hadamard_blocks
 from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.packing import pack
@@ -32,11 +32,12 @@ def fold(weight: Tensor, transform: InputTransform) -> Tensor:
 
 
 @torch.no_grad()
-def freeze(linear: SimulatedLinear, factor: Tensor | None) -> dict[str, Tensor]:
+def freeze(linear: SimulatedLinear, factor: HessianFactor | None, step_search: bool = False) -> dict[str, Tensor]:
     """The tensors of `s2q.checkpoint` for one linear (without bias).
 
     Args:
-        factor: [K, K], `hessian_factor` of the transformed, quantized inputs; needed by GPTQ.
+        factor: `hessian_factor` of the transformed, quantized inputs; needed by GPTQ.
+        step_search: GPTQ looks for better step sizes.
     """
     scheme, transform = linear.scheme, frozen_transform(linear)
     down, up = (None if t is None else t.bfloat16() for t in (linear.low_rank_down, linear.low_rank_up))
@@ -44,7 +45,9 @@ def freeze(linear: SimulatedLinear, factor: Tensor | None) -> dict[str, Tensor]:
     bits = scheme.weight_bits
     scale, zero = linear.round_grid if scheme.rounding == "adaround" else linear.weight_grid(weight)
     scale = scale.float()
-    if scheme.rounding == "gptq":
+    if scheme.rounding == "gptq" and step_search:
+        codes, scale = gptq_search(weight, scale, factor, bits, zero)
+    elif scheme.rounding == "gptq":
         codes = gptq_round(weight, scale, factor, bits, zero)
     elif scheme.rounding == "adaround":
         codes = linear.chosen_codes((linear.round_logit > 0).float()).to(torch.int8)

@@ -6,7 +6,7 @@ import torch
 from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
-from s2q.numerics.gptq import accumulate_hessian, hessian_factor
+from s2q.numerics.gptq import HessianFactor, accumulate_hessian, hessian_factor
 from s2q.progress import Progress
 from s2q.quantization.freeze import freeze
 from s2q.quantization.layer import SimulatedLinear
@@ -92,12 +92,14 @@ class _Watched:
                 _replace(self._block, name, linears[name], self._scheme, factor)
 
 
-def _replace(block: nn.Module, name: str, linear: nn.Linear, scheme: LinearScheme, factor: Tensor | None) -> None:
+def _replace(
+    block: nn.Module, name: str, linear: nn.Linear, scheme: LinearScheme, factor: HessianFactor | None
+) -> None:
     with align_module_device(linear):
         block.set_submodule(name, packed_linear(linear, scheme, factor))
 
 
-def packed_linear(linear: nn.Linear, scheme: LinearScheme, factor: Tensor | None) -> QuantLinear:
+def packed_linear(linear: nn.Linear, scheme: LinearScheme, factor: HessianFactor | None) -> QuantLinear:
     """The linear with its weight rounded and packed, on the same device."""
     columns, device = linear.in_features, linear.weight.device
     bias = linear.bias is not None
@@ -114,7 +116,7 @@ def packed_linear(linear: nn.Linear, scheme: LinearScheme, factor: Tensor | None
     return packed
 
 
-def _rounded(weight: Tensor, scheme: LinearScheme, factor: Tensor | None) -> dict[str, Tensor]:
+def _rounded(weight: Tensor, scheme: LinearScheme, factor: HessianFactor | None) -> dict[str, Tensor]:
     rows, columns = weight.shape
     linear = nn.Linear(columns, rows, bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
