@@ -12,8 +12,9 @@ from s2q import expected_seconds
 from s2q.models import resolve
 from s2q.models.geometry import geometry, vae_factors
 from s2q.models.pipelines import default_call
+from s2q.numerics.gptq import STEPS_TRIED
 from s2q.planning import Plan, plan
-from s2q.recipes import get_recipe
+from s2q.recipes import get_recipe, override
 
 GIB = 2**30
 # The published configuration of CogVideoX-5B's transformer, as far as it differs from the class's defaults.
@@ -238,12 +239,14 @@ def test_the_time_of_gptq_grows_with_its_own_operations(folder: Path, monkeypatc
     expected_seconds._time_product.cache_clear()
     expected_seconds._time_linear.cache_clear()
     call = {"num_frames": 9, "height": 128, "width": 128}
-    taken = {
-        name: plan(folder, get_recipe(name, "W4A6"), call).seconds["calibration"] for name in ("gptq", "smoothquant")
-    }
+    recipes = {name: get_recipe(name, "W4A6") for name in ("gptq", "smoothquant")}
+    recipes["searched"] = override(recipes["gptq"], ["gptq.step_search=true"])
+    taken = {name: plan(folder, recipe, call).seconds["calibration"] for name, recipe in recipes.items()}
     expected_seconds._time_product.cache_clear()
     expected_seconds._time_linear.cache_clear()
     hidden, wide, modulation = 3072, 4 * 3072, 512
     inputs = 2 * modulation**3 + 2 * hidden**3 + hidden**3 + wide**3
     rows = 2 * 6 * hidden * modulation**2 + (4 * hidden + wide) * hidden**2 + hidden * wide**2
     assert taken["gptq"] - taken["smoothquant"] == pytest.approx(42 * (inputs / 2 + 2 * rows) / (2 * 1024**3), rel=1e-6)
+    more = 2 * (len(STEPS_TRIED) - 1) * rows
+    assert taken["searched"] - taken["gptq"] == pytest.approx(42 * more / (2 * 1024**3), rel=1e-6)

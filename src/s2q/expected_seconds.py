@@ -10,7 +10,8 @@ from torch import nn
 
 from s2q.models.family import Family
 from s2q.models.geometry import Geometry
-from s2q.recipe import Recipe
+from s2q.numerics.gptq import STEPS_TRIED
+from s2q.recipe import GptqSpec, Recipe
 
 # Measured on the demo and on tiny models: what a training step costs over three forwards, and what Python costs a linear.
 TRAINING_FORWARDS = 3.5
@@ -45,7 +46,9 @@ def expected_seconds(
         seconds["token_weights"] = recipe.sampler.count * 1.5 * pipeline_forward
     seconds["calibration"] = recipe.sampler.count * 5 * forward
     if recipe.uses_gptq:
-        seconds["calibration"] += sum(len(kind) * _rounding_seconds(kind[0], family, device) for kind in kinds)
+        seconds["calibration"] += sum(
+            len(kind) * _rounding_seconds(kind[0], family, recipe.gptq, device) for kind in kinds
+        )
     if recipe.trains:
         passes = recipe.sampler.count * recipe.optim.epochs
         training_steps = sum(map(len, kinds)) * passes / recipe.optim.batch_size
@@ -69,13 +72,14 @@ def _block_seconds(block: nn.Module, family: Family, sizes: Geometry, device: st
     return seconds + _time_attention(token_width(block, family), rows, device, dtype) * sizes.tokens * seen / rows**2
 
 
-def _rounding_seconds(block: nn.Module, family: Family, device: str) -> float:
+def _rounding_seconds(block: nn.Module, family: Family, gptq: GptqSpec, device: str) -> float:
     """GPTQ of a block: a factor for each input, K³/3 operations slower by half than a product's, and rows of its linears."""
+    tries = len(STEPS_TRIED) if gptq.step_search else 1
     operations = 0.0
     for group in family.groups(block):
         linears = [block.get_submodule(name) for name in group]
         columns, outputs = linears[0].in_features, sum(linear.out_features for linear in linears)
-        operations += columns**3 / 2 + 2 * outputs * columns**2
+        operations += columns**3 / 2 + 2 * tries * outputs * columns**2
     return operations * _time_product(device)
 
 
