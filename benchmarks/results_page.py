@@ -4,8 +4,8 @@
     python benchmarks/results_page.py --check  # status 1 if a page says anything else than the results
 
 What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
-PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, and the others are
-tables of speed_tables.py.
+PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, `generalisation` the
+table of generalisation.py, and the others are tables of speed_tables.py.
 """
 
 import argparse
@@ -22,7 +22,7 @@ RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
 SPEED = {name: getattr(speed_tables, name) for name in ("linear", "efficiency", "blocks", "clip", "growth", "peers")}
 PLACE = re.compile(
-    rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|{'|'.join(SPEED)}) -->\n.*?<!-- end -->", re.DOTALL
+    rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|generalisation|{'|'.join(SPEED)}) -->\n.*?<!-- end -->", re.DOTALL
 )
 COLUMNS = {
     "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
@@ -34,6 +34,17 @@ COLUMNS = {
     "readback_motion": ("read-back: motion", "{:.0f} %", 100.0),
     "readback_shape": ("shape", "{:.0f} %", 100.0),
 }
+
+
+# Written out only once, at the head of the page: nobody reads a column of names as wide as a page.
+SHORT = {"s2q_plus:gptq.act_order=false:gptq.step_search=false": "s2q_plus (before)"}
+
+
+def named(variant: str) -> str:
+    """A variant as the tables write it."""
+    for long, short in SHORT.items():
+        variant = variant.replace(long, short)
+    return f"`{variant}`"
 
 
 def table(made: Mapping[str, Any], bits: str) -> str:
@@ -53,9 +64,9 @@ def table(made: Mapping[str, Any], bits: str) -> str:
         if spread is not None:
             cells[0] += f" ± {spread:.1f}"
         rival = row["against_best_rival"].get("psnr_db")
-        against = "" if rival is None else f"{rival['difference']:+.1f} dB, `{rival['variant']}`, p = {rival['p']:.0e}"
+        against = "" if rival is None else f"{rival['difference']:+.1f} dB, {named(rival['variant'])}, p = {rival['p']:.0e}"
         size = f"{row['quantized_bytes'] / 1e6:.2f}"
-        lines.append(f"| `{row['variant']}` | {row['seeds']} | {size} | {' | '.join(cells)} | {against} |")
+        lines.append(f"| {named(row['variant'])} | {row['seeds']} | {size} | {' | '.join(cells)} | {against} |")
     return "\n".join(lines) + f"\n\n{made['clips']} clips. `{made['command']}`\n"
 
 
@@ -75,12 +86,28 @@ def seconds(made: Mapping[str, Any]) -> str:
     )
 
 
+def generalisation(made: Mapping[str, Any]) -> str:
+    """Errors of a step on prompts seen, unseen and held out, nearest first, and the command."""
+    rows = made["rows"]
+    kinds = [kind for kind, ratio in rows[0]["unseen_over_seen"].items() if abs(ratio - 1) > 1e-3]
+    lines = [
+        f"| {made['bits']} | seeds | seen | unseen | held out | unseen over seen: {' | '.join(f'`{kind}`' for kind in kinds)} |",
+        "|---" * (len(kinds) + 5) + "|",
+    ]
+    for row in rows:
+        spread = "" if row["held_out_std"] is None else f" ± {1e4 * row['held_out_std']:.2f}"
+        ratios = " | ".join(f"{row['unseen_over_seen'][kind]:.2f}" for kind in kinds)
+        errors = " | ".join(f"{1e4 * row[side]:.2f}" for side in ("seen", "unseen", "held_out"))
+        lines.append(f"| {named(row['variant'])} | {row['seeds']} | {errors}{spread} | {ratios} |")
+    return "\n".join(lines) + f"\n\nErrors times 10⁴; ten prompts a column. `{made['command']}`\n"
+
+
 def filled(text: str) -> str:
     """The page with every table as the results have it."""
 
     def fill(match: re.Match) -> str:
         made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
-        kinds = {"seconds": seconds} | SPEED
+        kinds = {"seconds": seconds, "generalisation": generalisation} | SPEED
         body = kinds[match["kind"]](made) if match["kind"] in kinds else table(made, match["kind"])
         return f"<!-- {match['file']} {match['kind']} -->\n\n{body}\n<!-- end -->"
 

@@ -50,12 +50,14 @@ from s2q.version import VERSION
 
 S2Q, PLUS = "s2q_vdit", "s2q_plus"
 UNIFORM = f"{S2Q}:sampler.kind=uniform"
-# With the Kronecker transform everywhere, at down projections too.
-KRONECKER = f"{PLUS}:linear.transform.down_rotation=null"
-# What it is at fewer than 8 bits.
-GROUPED = f"{PLUS}:linear.act_group_size=64:linear.symmetric_acts=false"
-GROUPED += ":linear.transform.rotation=kronecker:linear.transform.down_rotation=hadamard_blocks"
 PLAIN_ORDER, PLAIN_STEPS = "gptq.act_order=false", "gptq.step_search=false"
+# What it was before GPTQ's order and search, when the tables were made that take it so.
+BEFORE = f"{PLUS}:{PLAIN_ORDER}:{PLAIN_STEPS}"
+# With the Kronecker transform everywhere, at down projections too.
+KRONECKER = f"{BEFORE}:linear.transform.down_rotation=null"
+# What it is at fewer than 8 bits.
+GROUPED = f"{BEFORE}:linear.act_group_size=64:linear.symmetric_acts=false"
+GROUPED += ":linear.transform.rotation=kronecker:linear.transform.down_rotation=hadamard_blocks"
 # SVDQuant's 32 directions are a hundredth of the released models' width and a fifth of a demo's; 2 are a hundredth there.
 SAME_SHARE = "svdquant:linear.low_rank.rank=2"
 
@@ -104,10 +106,10 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ],
         ["W4A4"],
     ),
-    "default": ([PLUS, KRONECKER, "quarot", SAME_SHARE], ["W4A6", "W4A4"]),
-    "eight": ([PLUS, GROUPED, "quarot", SAME_SHARE], ["W4A8"]),
+    "default": ([BEFORE, KRONECKER, "quarot", SAME_SHARE], ["W4A6", "W4A4"]),
+    "eight": ([BEFORE, GROUPED, "quarot", SAME_SHARE], ["W4A8"]),
     "rounding": (
-        [PLUS, f"{PLUS}:{PLAIN_ORDER}", f"{PLUS}:{PLAIN_STEPS}", f"{PLUS}:{PLAIN_ORDER}:{PLAIN_STEPS}"],
+        [PLUS, f"{PLUS}:{PLAIN_ORDER}", f"{PLUS}:{PLAIN_STEPS}", BEFORE],
         ["W4A8"],
     ),
     "faithful": ([S2Q, "quarot"], ["W4A6", "W4A4"]),
@@ -124,9 +126,9 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "rotation": (
         [
-            PLUS,
+            BEFORE,
             KRONECKER,
-            f"{PLUS}:linear.transform.rotation=hadamard_blocks",
+            f"{BEFORE}:linear.transform.rotation=hadamard_blocks",
         ],
         ["W4A4"],
     ),
