@@ -164,6 +164,24 @@ def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both
     assert len(read_clip(tmp_path / "clip.mp4")) == 5
 
 
+def test_recipes_are_compared_for_one_of_them(folder: Path, tmp_path: Path) -> None:
+    size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
+    errors = {}
+    for part in PARTS:
+        out = tmp_path / part
+        asked = ["--recipe", "rtn", "--clips", "2", "--batch", "1", "--part", part, "-o", out]
+        finished = run_s2q(["compare", folder, *asked, *size], tmp_path / "logs")
+        assert finished.status == 0, finished.err
+        (cell,) = read_json(out / "RESULTS.json")["cells"]
+        errors[part] = cell["clips"][0]
+    high, low = errors.values()
+    assert high["latent_error_early"] > 0
+    assert low["latent_error_early"] == 0 < low["latent_error_late"], "the second has no part in the first step"
+    again = ["compare", folder, *asked[:-1], tmp_path / PARTS[0], *size]
+    finished = run_s2q(again, tmp_path / "logs")
+    assert finished.status != 0, "the folder belongs to the other transformer"
+
+
 def test_a_second_where_the_pipeline_has_none_is_refused(family_pipelines: dict[str, Path], tmp_path: Path) -> None:
     command = [
         "generate",

@@ -14,6 +14,7 @@ from s2q.cli_options import (
     FramesOption,
     GuidanceOption,
     HeightOption,
+    PartOption,
     PromptsOption,
     Source,
     StepsOption,
@@ -40,6 +41,7 @@ def compare(
     calibration_prompts: Annotated[
         Path | None, typer.Option("--calibration-prompts", help="A file as --prompts, of others to calibrate on.")
     ] = None,
+    part: PartOption = None,
     steps: StepsOption = None,
     guidance_scale: GuidanceOption = None,
     height: HeightOption = None,
@@ -61,10 +63,11 @@ def compare(
     from s2q.storage import replacing, write_json
 
     cells = grid(recipe or list(RECIPES), bits or [DEFAULT_BITS], seeds)
-    given = comparison_prompts(pipeline, clips, prompts)
+    given = comparison_prompts(pipeline, clips, prompts, part)
     most = max((recipe.sampler.prompts for cell in cells if (recipe := cell.recipe()).needs_samples), default=0)
-    calibrate_on = calibration_file(pipeline, calibration_prompts, most)
-    opened = open_for(pipeline, device=device, dtype=dtype, **call_of(steps, guidance_scale, height, width, num_frames))
+    calibrate_on = calibration_file(pipeline, calibration_prompts, most, part)
+    call = call_of(steps, guidance_scale, height, width, num_frames)
+    opened = open_for(pipeline, device=device, dtype=dtype, part=part, **call)
     say_if_fewer(given, clips)
     count = iter(range(1, len(cells) + 1))
 

@@ -107,12 +107,12 @@ def prepare(
     return chosen, given
 
 
-def calibration_file(pipeline: str, prompts: Path | None, most: int) -> list[str] | None:
+def calibration_file(pipeline: str, prompts: Path | None, most: int, part: str | None) -> list[str] | None:
     """The prompts of a file that a comparison calibrates on, or None for the bundled ones; `most` of them are recorded."""
     from s2q.prompts import calibration_prompts, read_prompts
 
     given = read_prompts(prompts) if prompts else None
-    check_for(pipeline, given or calibration_prompts(pipeline, most, 0), None)
+    check_for(pipeline, given or calibration_prompts(pipeline, most, 0), part)
     return given
 
 

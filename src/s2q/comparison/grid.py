@@ -31,6 +31,8 @@ def compare(
 ) -> dict[str, Any]:
     """Quantize and measure every cell; cells that are done already, in this call or an earlier one, are read.
 
+    Of two transformers the one that is meant is quantized, and the other stays as it is.
+
     Args:
         out: trajectories, full-precision clips and cells are kept here; it belongs to one pipeline and its prompts.
         prompts: held out of calibration; the n-th clip starts from seed n in every cell.
@@ -50,13 +52,15 @@ def compare(
     opened.check(prompts)
     settings = {
         "pipeline": opened.source,
-        "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / "transformer")},
+        "weights": {path.name: file_digest(path) for path in weight_files(opened.folder / opened.part)},
         "call": opened.call,
         "prompts": list(map(described, prompts)),
         "batch": batch,
-        "dtype": str(opened.pipe.transformer.dtype),
-        "device": opened.pipe.transformer.device.type,
+        "dtype": str(opened.transformer.dtype),
+        "device": opened.transformer.device.type,
     }
+    if len(opened.transformers) > 1:
+        settings["part"] = opened.part
     folder = Workspace.open(out, settings).folder
     reference = make_float_clips(opened, prompts, batch, folder / "float", progress)
     results = []
@@ -79,8 +83,8 @@ def compare(
                 shared=folder / "calibration" / f"seed{cell.seed}-{fingerprint(list(map(described, given)))[:8]}",
                 progress=progress,
             )
-            transformer = load_transformer(path.parent / "transformer", opened.pipe.transformer.dtype)
-            transformer.to(opened.pipe.transformer.device)
+            transformer = load_transformer(path.parent / "transformer", opened.transformer.dtype)
+            transformer.to(opened.transformer.device)
             rows = measure_cell(opened, transformer, prompts, batch, folder / "float", progress)
             done = {
                 "recipe": settled,
