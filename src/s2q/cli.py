@@ -14,7 +14,7 @@ from s2q.cli_compare import compare
 from s2q.cli_export import export
 from s2q.cli_open import fitting_stream, open_for
 from s2q.cli_options import (
-    BitsOption,
+    BitsOrEarlierOption,
     ClipsOption,
     DeviceOption,
     DtypeOption,
@@ -26,7 +26,7 @@ from s2q.cli_options import (
     Overrides,
     PartOption,
     PromptsOption,
-    RecipeOption,
+    RecipeOrEarlierOption,
     ReuseOption,
     SeedOption,
     Source,
@@ -50,7 +50,6 @@ from s2q.cli_work import (
 )
 from s2q.messages import USER_ERRORS, console, errors, print_storage
 from s2q.ranks import speaks
-from s2q.recipes import DEFAULT, DEFAULT_BITS
 from s2q.reproducible import ask_for_the_same_bits
 
 app = typer.Typer(
@@ -100,8 +99,8 @@ def _interrupted(number: int, frame: Any) -> None:
 def quantize(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="The transformer folder to write.")],
-    bits: BitsOption = DEFAULT_BITS,
-    recipe: RecipeOption = DEFAULT,
+    bits: BitsOrEarlierOption = None,
+    recipe: RecipeOrEarlierOption = None,
     set_: Overrides = None,
     prompts: PromptsOption = None,
     seed: SeedOption = 0,
@@ -145,8 +144,8 @@ def quantize(
 def run(
     pipeline: Source,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything.")],
-    bits: BitsOption = DEFAULT_BITS,
-    recipe: RecipeOption = DEFAULT,
+    bits: BitsOrEarlierOption = None,
+    recipe: RecipeOrEarlierOption = None,
     set_: Overrides = None,
     prompts: PromptsOption = None,
     evaluation_prompts: Annotated[

@@ -5,13 +5,23 @@ from typing import Annotated, Any
 
 import typer
 
+from s2q.recipes import DEFAULT, DEFAULT_BITS
+
 _DEMOS = "the word [b]demo[/b] (from a source checkout also [b]demo-wan[/b] and [b]demo-hunyuanvideo[/b])"
 
 Source = Annotated[str, typer.Argument(metavar="PIPELINE", help=f"A diffusers folder, a hub id, or {_DEMOS}.")]
+_EARLIER = "or that of the run that is reused"
 BitsOption = Annotated[
     str, typer.Option("--bits", help="W2…W8 with A4…A8 or A16 (weight only), for instance W4A6 or W4A4.")
 ]
+BitsOrEarlierOption = Annotated[
+    str | None,
+    typer.Option("--bits", help=f"As W4A6, W4A4; W4A16 is weight only. Default: {DEFAULT_BITS}, {_EARLIER}."),
+]
 RecipeOption = Annotated[str, typer.Option("--recipe", help="The method; see docs/recipes.md.")]
+RecipeOrEarlierOption = Annotated[
+    str | None, typer.Option("--recipe", help=f"The method; see docs/recipes.md. Default: {DEFAULT}, {_EARLIER}.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a field of the recipe, for instance optim.epochs=5.")
 ]

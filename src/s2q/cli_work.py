@@ -79,15 +79,23 @@ def check_for(pipeline: str, prompts: list[str], part: str | None) -> None:
 
 
 def prepare(
-    pipeline: str, recipe_name: str, bits: str, set_, prompts: Path | None, seed: int, part: str | None, earlier=None
+    pipeline: str,
+    recipe_name: str | None,
+    bits: str | None,
+    set_: list[str] | None,
+    prompts: Path | None,
+    seed: int,
+    part: str | None,
+    earlier=None,
 ):
     """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
+    from s2q.recipes import override
+    from s2q.reuse import recipe_after
 
-    if earlier is not None and not any(change.startswith("optim.epochs=") for change in set_ or ()):
-        set_ = [*(set_ or ()), "optim.epochs=0"]
-
-    chosen = chosen_recipe(recipe_name, bits, set_)
+    # Nothing more is learned of what an earlier run has learned, but what is asked for.
+    unasked = [] if earlier is None else ["optim.epochs=0"]
+    chosen = override(recipe_after(earlier, recipe_name, bits), [*unasked, *(set_ or ())])
     if prompts is None and earlier is not None:
         given = earlier.provenance["prompts"]
         if not all(isinstance(prompt, str) for prompt in given):

@@ -17,8 +17,8 @@ from s2q.package import Storage, collect, storage_of
 from s2q.progress import Progress, as_progress
 from s2q.prompts import calibration_prompts
 from s2q.recipe import Recipe
-from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe, override
-from s2q.reuse import read_note
+from s2q.recipes import override
+from s2q.reuse import Earlier, open_earlier, read_note, recipe_after
 from s2q.runtime.diffusers import install
 
 
@@ -36,10 +36,10 @@ class QuantizedInMemory:
 
 def quantize(
     pipeline: DiffusionPipeline | OpenPipeline,
-    recipe: str | Recipe = DEFAULT,
+    recipe: str | Recipe | None = None,
     out: str | Path | None = None,
     *,
-    bits: str = DEFAULT_BITS,
+    bits: str | None = None,
     prompts: Sequence[str] | None = None,
     seed: int = 0,
     part: str | None = None,
@@ -60,12 +60,12 @@ def quantize(
 
     Args:
         pipeline: a loaded diffusers pipeline, in full precision and without hooks or adapters; or what `open_pipeline` gave.
-        recipe: a name, see docs/recipes.md, or a `Recipe`, which has its bits itself.
-        bits: of a recipe given by name, such as "W4A6".
+        recipe: a name, see docs/recipes.md, or a `Recipe`, which has its bits itself. Default: "s2q_plus", or that of `reuse`.
+        bits: of a recipe that is no `Recipe`, such as "W4A6". Default: "W4A8", or those of `reuse`.
         prompts: to calibrate on, `s2q.Prompt` where they come with files; default are those that s2q bundles, words alone.
         part: which transformer is meant where the pipeline has two, "transformer" or "transformer_2".
         reuse: folder of an earlier run on the same architecture, such as the base of a fine-tune, see `s2q.run.quantize`. A
-            recipe given by name learns nothing more then; a `Recipe` learns its `optim.epochs` more.
+            recipe that is no `Recipe` learns nothing more then; a `Recipe` learns its `optim.epochs` more.
         progress: None is silent; a function of (stage, done, total, note); or an object as `s2q.progress.Progress` says.
         call: arguments of every call of the pipeline while it is recorded: num_inference_steps, height, width, num_frames,
             guidance_scale … Best are those that it will be called with. They belong to `open_pipeline` if that was used.
@@ -81,19 +81,18 @@ def quantize(
         opened = open_pipeline(pipeline, part=part, **call)
     else:
         raise TypeError(f"pipeline must be a diffusers pipeline, or what s2q.open_pipeline gives; got {pipeline!r}")
-    if isinstance(recipe, str):
-        recipe = get_recipe(recipe, bits)
-        recipe = override(recipe, ["optim.epochs=0"]) if reuse is not None else recipe
+    earlier = None if reuse is None else open_earlier(Path(reuse))
+    if not isinstance(recipe, Recipe):
+        recipe = override(recipe_after(earlier, recipe, bits), [] if earlier is None else ["optim.epochs=0"])
     if prompts is None:
         prompts = calibration_prompts(opened.source, recipe.sampler.prompts, seed)
-    reuse = None if reuse is None else Path(reuse)
     work = None if work is None else Path(work)
     with _quiet(opened.pipe):
         if out is not None:
             return run.quantize(
-                opened, recipe, Path(out), prompts=prompts, seed=seed, work=work, reuse=reuse, progress=progress
+                opened, recipe, Path(out), prompts=prompts, seed=seed, work=work, reuse=earlier, progress=progress
             )
-        return _in_memory(opened, recipe, prompts, seed, work, reuse, as_progress(progress))
+        return _in_memory(opened, recipe, prompts, seed, work, earlier, as_progress(progress))
 
 
 def _in_memory(
@@ -102,7 +101,7 @@ def _in_memory(
     prompts: Sequence[str],
     seed: int,
     work: Path | None,
-    reuse: Path | None,
+    reuse: Earlier | None,
     progress: Progress,
 ) -> QuantizedInMemory:
     if opened.stream is not None:

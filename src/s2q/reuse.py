@@ -20,6 +20,7 @@ from s2q.media import described
 from s2q.models.folder import PARTS
 from s2q.models.pipelines import OpenPipeline
 from s2q.recipe import Recipe
+from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe
 from s2q.storage import fingerprint, read_json, read_metadata, write_json, write_tensors
 from s2q.workspace import SECONDS_NAME, SELECTION_NAME, SETTINGS_NAME, TOKEN_WEIGHTS, TRAJECTORIES, Workspace
 
@@ -61,6 +62,20 @@ def open_earlier(folder: Path) -> Earlier:
     works = (folder.with_name(folder.name + ".work"), folder.with_name("work"))
     own = [work for work in works if fingerprint(read_json(work / SETTINGS_NAME)) == provenance["settings"]]
     return Earlier(checkpoint, provenance, own[0] if own else None)
+
+
+def recipe_after(earlier: Earlier | None, name: str | None, bits: str | None) -> Recipe:
+    """The recipe of this name and these bits; what is not named is that of the earlier run, or the default without one.
+
+    Raises:
+        ValueError: unknown name or bits.
+    """
+    if earlier is None:
+        return get_recipe(name or DEFAULT, bits or DEFAULT_BITS)
+    noted = Recipe.model_validate(earlier.provenance["recipe"])
+    if name in (None, noted.name) and bits in (None, noted.bits):
+        return noted
+    return get_recipe(name or noted.name, bits or noted.bits)
 
 
 def check_reuse(earlier: Earlier, opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed: int) -> None:
