@@ -37,7 +37,10 @@ COLUMNS = {
 
 
 # Written out only once, at the head of the page: nobody reads a column of names as wide as a page.
-SHORT = {"s2q_plus:gptq.act_order=false:gptq.step_search=false": "s2q_plus (before)"}
+BEFORE = "s2q_plus:gptq.act_order=false:gptq.step_search=false"
+GROUPED = "linear.act_group_size=64:linear.symmetric_acts=false"
+GROUPED += ":linear.transform.rotation=kronecker:linear.transform.down_rotation=hadamard_blocks"
+SHORT = {f"{BEFORE}:{GROUPED}": "s2q_plus (before, in groups)", BEFORE: "s2q_plus (before)"}
 
 
 def named(variant: str) -> str:

@@ -25,7 +25,7 @@ _WEBM_ENCODERS = (
 )
 
 _SOUND_ENCODERS = {"mp4": ("aac", 128_000), "webm": ("libopus", 96_000)}
-_OPUS_RATE = 48_000  # it knows few rates, and resamples to this one inside whatever it is given
+_OPUS_RATE = 48_000  # it knows few rates: everything is resampled to the one that it works at
 
 _BT709 = 1  # the number of this standard in every one of FFmpeg's colour enumerations
 
