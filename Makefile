@@ -27,8 +27,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
 	touch $(STAMP)
 
-demo: setup  ## Quantize the bundled demo pipeline to W4A6 and write runs/demo/report.html.
-	$(BIN)/s2q run demo --bits W4A6 -o runs/demo
+demo: setup  ## Quantize the bundled demo pipeline to W4A8 and write runs/demo/report.html.
+	$(BIN)/s2q run demo -o runs/demo
 
 triton: setup
 	@$(BIN)/python -c 'import triton' 2>/dev/null || \
