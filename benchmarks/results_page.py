@@ -4,8 +4,8 @@
     python benchmarks/results_page.py --check  # status 1 if a page says anything else than the results
 
 What stands between `<!-- FILE BITS -->` and `<!-- end -->` is the table of benchmarks/results/FILE.json at those bits, best
-PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, `generalisation` the
-table of generalisation.py, and the others are tables of speed_tables.py.
+PSNR first, and the command that made it; in place of the bits, `seconds` is what calibration took by stage, `generalisation`
+and `shorter` are the tables of generalisation.py and shorter_calibration.py, and the others those of speed_tables.py.
 """
 
 import argparse
@@ -22,7 +22,8 @@ RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
 SPEED = {name: getattr(speed_tables, name) for name in ("linear", "efficiency", "blocks", "clip", "growth", "peers")}
 PLACE = re.compile(
-    rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|generalisation|{'|'.join(SPEED)}) -->\n.*?<!-- end -->", re.DOTALL
+    rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|generalisation|shorter|{'|'.join(SPEED)}) -->\n.*?<!-- end -->",
+    re.DOTALL,
 )
 COLUMNS = {
     "psnr_db": ("PSNR, dB", "{:.1f}", 1.0),
@@ -67,7 +68,9 @@ def table(made: Mapping[str, Any], bits: str) -> str:
         if spread is not None:
             cells[0] += f" ± {spread:.1f}"
         rival = row["against_best_rival"].get("psnr_db")
-        against = "" if rival is None else f"{rival['difference']:+.1f} dB, {named(rival['variant'])}, p = {rival['p']:.0e}"
+        against = (
+            "" if rival is None else f"{rival['difference']:+.1f} dB, {named(rival['variant'])}, p = {rival['p']:.0e}"
+        )
         size = f"{row['quantized_bytes'] / 1e6:.2f}"
         lines.append(f"| {named(row['variant'])} | {row['seeds']} | {size} | {' | '.join(cells)} | {against} |")
     return "\n".join(lines) + f"\n\n{made['clips']} clips. `{made['command']}`\n"
@@ -93,8 +96,9 @@ def generalisation(made: Mapping[str, Any]) -> str:
     """Errors of a step on prompts seen, unseen and held out, nearest first, and the command."""
     rows = made["rows"]
     kinds = [kind for kind, ratio in rows[0]["unseen_over_seen"].items() if abs(ratio - 1) > 1e-3]
+    heads = " | ".join(f"`{kind}`" for kind in kinds)
     lines = [
-        f"| {made['bits']} | seeds | seen | unseen | held out | unseen over seen: {' | '.join(f'`{kind}`' for kind in kinds)} |",
+        f"| {made['bits']} | seeds | seen | unseen | held out | unseen over seen: {heads} |",
         "|---" * (len(kinds) + 5) + "|",
     ]
     for row in rows:
@@ -105,12 +109,24 @@ def generalisation(made: Mapping[str, Any]) -> str:
     return "\n".join(lines) + f"\n\nErrors times 10⁴; ten prompts a column. `{made['command']}`\n"
 
 
+def shorter(made: Mapping[str, Any]) -> str:
+    """What clips are worth by what was calibrated on, and the command."""
+    lines = ["| calibrated on | PSNR, dB | SSIM | error of the latents | motion ratio | seconds |", "|---" * 6 + "|"]
+    for row in made["rows"]:
+        cells = (
+            f"{row['psnr_db']:.1f} | {row['ssim']:.3f} | {row['latent_relative_mse']:.4f} | {row['motion_ratio']:.2f}"
+        )
+        lines.append(f"| {row['calibrated_on']} | {cells} | {row['calibration_seconds']:.0f} |")
+    seeds = f"{made['seeds']} seed" + ("s" if made["seeds"] > 1 else "")
+    return "\n".join(lines) + f"\n\n{made['recipe']}, {made['clips']} clips, {seeds}. `{made['command']}`\n"
+
+
 def filled(text: str) -> str:
     """The page with every table as the results have it."""
 
     def fill(match: re.Match) -> str:
         made = json.loads((RESULTS / f"{match['file']}.json").read_text(encoding="utf-8"))
-        kinds = {"seconds": seconds, "generalisation": generalisation} | SPEED
+        kinds = {"seconds": seconds, "generalisation": generalisation, "shorter": shorter} | SPEED
         body = kinds[match["kind"]](made) if match["kind"] in kinds else table(made, match["kind"])
         return f"<!-- {match['file']} {match['kind']} -->\n\n{body}\n<!-- end -->"
 
