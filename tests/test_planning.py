@@ -238,12 +238,14 @@ def test_the_time_of_gptq_grows_with_its_own_operations(folder: Path, monkeypatc
     monkeypatch.setattr("s2q.expected_seconds._timed", lambda function, repeats=3: 1.0)
     expected_seconds._time_product.cache_clear()
     expected_seconds._time_linear.cache_clear()
+    expected_seconds._time_attention.cache_clear()
     call = {"num_frames": 9, "height": 128, "width": 128}
     recipes = {name: get_recipe(name, "W4A6") for name in ("gptq", "smoothquant")}
     recipes["searched"] = override(recipes["gptq"], ["gptq.step_search=true"])
     taken = {name: plan(folder, recipe, call).seconds["calibration"] for name, recipe in recipes.items()}
     expected_seconds._time_product.cache_clear()
     expected_seconds._time_linear.cache_clear()
+    expected_seconds._time_attention.cache_clear()
     hidden, wide, modulation = 3072, 4 * 3072, 512
     inputs = 2 * modulation**3 + 2 * hidden**3 + hidden**3 + wide**3
     rows = 2 * 6 * hidden * modulation**2 + (4 * hidden + wide) * hidden**2 + hidden * wide**2

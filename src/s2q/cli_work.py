@@ -37,11 +37,12 @@ def measures(
     return {"scorers": scorers, "official": official, "official_quantized_only": quantized_only, "fps": fps}
 
 
-def chosen_recipe(name: str, bits: str, overrides: list[str] | None):
-    """The recipe that the options name, with its fields changed."""
-    from s2q.recipes import get_recipe, override
+def chosen_recipe(name: str | None, bits: str | None, overrides: list[str] | None, earlier=None):
+    """The recipe that the options name, or else the `earlier` run's or the default, with its fields changed."""
+    from s2q.recipes import override
+    from s2q.reuse import recipe_after
 
-    return override(get_recipe(name, bits), overrides or [])
+    return override(recipe_after(earlier, name, bits), overrides or [])
 
 
 def write_summary(path: Path | None, data: dict[str, Any]) -> None:
@@ -90,12 +91,8 @@ def prepare(
 ):
     """Recipe and prompts, checked before anything is loaded; what is not given is as in the `earlier` run."""
     from s2q.prompts import calibration_prompts, read_prompts
-    from s2q.recipes import override
-    from s2q.reuse import recipe_after
 
-    # Nothing more is learned of what an earlier run has learned, but what is asked for.
-    unasked = [] if earlier is None else ["optim.epochs=0"]
-    chosen = override(recipe_after(earlier, recipe_name, bits), [*unasked, *(set_ or ())])
+    chosen = chosen_recipe(recipe_name, bits, set_, earlier)
     if prompts is None and earlier is not None:
         given = earlier.provenance["prompts"]
         if not all(isinstance(prompt, str) for prompt in given):

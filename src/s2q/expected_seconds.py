@@ -111,6 +111,7 @@ def _time_linear(rows_out: int, columns: int, rows: int, device: str, dtype: tor
     return _timed(lambda: nn.functional.linear(x, weight))
 
 
+@cache
 def _time_attention(width: int, rows: int, device: str, dtype: torch.dtype) -> float:
     heads = max(1, width // 64)
     q = torch.randn(1, heads, rows, 64, device=device, dtype=dtype)

@@ -17,7 +17,6 @@ from s2q.package import Storage, collect, storage_of
 from s2q.progress import Progress, as_progress
 from s2q.prompts import calibration_prompts
 from s2q.recipe import Recipe
-from s2q.recipes import override
 from s2q.reuse import Earlier, open_earlier, read_note, recipe_after
 from s2q.runtime.diffusers import install
 
@@ -83,7 +82,7 @@ def quantize(
         raise TypeError(f"pipeline must be a diffusers pipeline, or what s2q.open_pipeline gives; got {pipeline!r}")
     earlier = None if reuse is None else open_earlier(Path(reuse))
     if not isinstance(recipe, Recipe):
-        recipe = override(recipe_after(earlier, recipe, bits), [] if earlier is None else ["optim.epochs=0"])
+        recipe = recipe_after(earlier, recipe, bits)
     if prompts is None:
         prompts = calibration_prompts(opened.source, recipe.sampler.prompts, seed)
     work = None if work is None else Path(work)

@@ -263,7 +263,7 @@ class Recipe(_Part):
                 "what needs them (learned parts, channel scales, static ranges, GPTQ, AdaRound, low-rank parts)"
             )
         if not self.uses_gptq and self.gptq != GptqSpec():
-            raise ValueError("gptq.act_order and gptq.step_search change nothing without rounding=gptq")
+            raise ValueError("gptq.damp, gptq.act_order and gptq.step_search change nothing without rounding=gptq")
         if self.objective.kind == "none" and any(s.rounding == "adaround" for s in schemes.values()):
             raise ValueError("adaround is learned: it needs objective.kind=mse")
         if self.objective.kind == "none" and self.objective.temporal:

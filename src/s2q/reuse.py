@@ -20,7 +20,7 @@ from s2q.media import described
 from s2q.models.folder import PARTS
 from s2q.models.pipelines import OpenPipeline
 from s2q.recipe import Recipe
-from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe
+from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe, override
 from s2q.storage import fingerprint, read_json, read_metadata, write_json, write_tensors
 from s2q.workspace import SECONDS_NAME, SELECTION_NAME, SETTINGS_NAME, TOKEN_WEIGHTS, TRAJECTORIES, Workspace
 
@@ -67,15 +67,17 @@ def open_earlier(folder: Path) -> Earlier:
 def recipe_after(earlier: Earlier | None, name: str | None, bits: str | None) -> Recipe:
     """The recipe of this name and these bits; what is not named is that of the earlier run, or the default without one.
 
+    After an earlier run it learns nothing more, unless it is told to.
+
     Raises:
         ValueError: unknown name or bits.
     """
     if earlier is None:
         return get_recipe(name or DEFAULT, bits or DEFAULT_BITS)
-    noted = Recipe.model_validate(earlier.provenance["recipe"])
-    if name in (None, noted.name) and bits in (None, noted.bits):
-        return noted
-    return get_recipe(name or noted.name, bits or noted.bits)
+    recipe = Recipe.model_validate(earlier.provenance["recipe"])
+    if name not in (None, recipe.name) or bits not in (None, recipe.bits):
+        recipe = get_recipe(name or recipe.name, bits or recipe.bits)
+    return override(recipe, ["optim.epochs=0"])
 
 
 def check_reuse(earlier: Earlier, opened: OpenPipeline, recipe: Recipe, prompts: Sequence[str], seed: int) -> None:

@@ -140,16 +140,18 @@ def make_twins(
             if done is None or (done["prompt"], done["seed"]) != (described(prompt), seed + index):
                 _make(opened, candidate, second, prompt, seed + index, path)
             metadata, tensors = read_metadata(path), load_file(path)
-            arrays: dict[str, Any] = {name: tensor.numpy() for name, tensor in tensors.items() if name != "step_errors"}
-            for name in [name for name in arrays if name.endswith("_sound")]:
-                arrays[name] = Sound(arrays[name], opened.sampling_rate)
+            sides = {
+                name: Sound(tensor.numpy(), opened.sampling_rate) if name.endswith("_sound") else tensor.numpy()
+                for name, tensor in tensors.items()
+                if name != "step_errors"
+            }
             twins.append(
                 Twin(
                     prompt=prompt,
                     seed=metadata["seed"],
                     seconds=tuple(metadata["seconds"]),
                     step_errors=tensors["step_errors"].tolist(),
-                    **arrays,
+                    **sides,
                 )
             )
             stage.advance()

@@ -77,7 +77,12 @@ def psnr_db(reference: Array, candidate: Array) -> float:
     """
     a, b = _clips(reference, candidate)
     error = (a - b).square().mean().item()
-    return PSNR_CAP_DB if error == 0 else min(PSNR_CAP_DB, 10 * math.log10(PEAK**2 / error))
+    return ratio_db(PEAK**2, error)
+
+
+def ratio_db(signal: float, error: float) -> float:
+    """10 log₁₀ of a ratio of powers, at most :data:`PSNR_CAP_DB`."""
+    return PSNR_CAP_DB if error == 0 else min(PSNR_CAP_DB, 10 * math.log10(signal / error))
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:

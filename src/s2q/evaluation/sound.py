@@ -1,6 +1,5 @@
 """The sound that some pipelines make beside their video, and how far it is from full precision's."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -8,11 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s2q.evaluation.metrics import mean_of
+from s2q.evaluation.metrics import mean_of, ratio_db
 
 SOUND_MEASURES = ("snr_db", "log_spectral_distance_db")
-# Equal sounds have an infinite ratio, which can neither be averaged nor written as JSON.
-SNR_CAP_DB = 100.0
 # Of the spectra: 1,024 samples are 43 ms at 24 kHz.
 WINDOW, HOP = 1024, 256
 # What lies so far below a sound's loudest spot is taken as silence: nobody hears it, and its logarithm is noise.
@@ -35,16 +32,14 @@ class Sound:
 
 
 def snr_db(reference: np.ndarray, candidate: np.ndarray) -> float:
-    """Signal-to-noise ratio, 10 log₁₀ ‖a‖² / ‖a − b‖² in dB, at most `SNR_CAP_DB`.
+    """Signal-to-noise ratio, 10 log₁₀ ‖a‖² / ‖a − b‖² in dB, at most `PSNR_CAP_DB`.
 
     Args:
         reference, candidate: float [C, n].
     """
     a, b = _both(reference, candidate)
     error, power = float((a - b).square().sum()), float(a.square().sum())
-    if error == 0:
-        return SNR_CAP_DB
-    return min(SNR_CAP_DB, 10 * math.log10(max(power, torch.finfo(a.dtype).tiny) / error))
+    return ratio_db(max(power, torch.finfo(a.dtype).tiny), error)
 
 
 def log_spectral_distance_db(reference: np.ndarray, candidate: np.ndarray) -> float:
