@@ -30,16 +30,16 @@ from torch import Tensor, nn
 from s2q.calibration.recording import record_trajectories
 from s2q.calibration.trajectory import TrajectoryStore
 from s2q.comparison.cells import Cell
+from s2q.comparison.steps import predictions
 from s2q.models.pipelines import OpenPipeline, load_transformer, open_pipeline
 from s2q.progress import NoProgress
 from s2q.prompts import calibration_prompts, evaluation_prompts
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.run import quantize
 from s2q.runtime.linear import QuantLinear
 from s2q.storage import write_json
 
 PROMPTS = 10
-EVERY = 4
-"""Of this many steps one is looked at, another one of each prompt."""
 MORE = "sampler.prompts=40"
 VARIANTS = (
     "s2q_plus",
@@ -78,12 +78,9 @@ def errors(opened: OpenPipeline, quantized: nn.Module, store: TrajectoryStore) -
     linears = {name: module for name, module in quantized.named_modules() if isinstance(module, QuantLinear)}
     lost, power = 0.0, 0.0
     with watched(opened.transformer, linears) as sums:
-        for prompt in range(store.prompts):
-            for step in range(prompt % EVERY, len(store.timesteps()), EVERY):
-                arguments = store.arguments(prompt, step)
-                expected, got = (model(**arguments)[0].double() for model in (opened.transformer, quantized))
-                lost += float((expected - got).square().sum())
-                power += float(expected.square().sum())
+        for _, expected, got in predictions(opened, quantized, store):
+            lost += float((expected - got).double().square().sum())
+            power += float(expected.double().square().sum())
     kinds: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name, pair in sums.items():
         kind = kinds[name.split(".", 2)[2]]
@@ -130,6 +127,7 @@ def summary(cells: Mapping[str, Sequence[dict[str, Any]]]) -> list[dict[str, Any
 
 def main() -> None:
     """Measure all variants from all seeds."""
+    ask_for_the_same_bits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", default="demo")
     parser.add_argument("--bits", default="W4A8")

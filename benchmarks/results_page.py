@@ -31,11 +31,13 @@ COLUMNS = {
     "latent_relative_mse": ("error of the latents", "{:.4f}", 1.0),
     "latent_error_early": ("early steps", "{:.1e}", 1.0),
     "latent_error_late": ("late steps", "{:.1e}", 1.0),
+    "step_error": ("one step, × 10⁻⁴", "{:.2f}", 1e4),
     "motion_ratio": ("motion ratio", "{:.2f}", 1.0),
     "readback_motion": ("read-back: motion", "{:.0f} %", 100.0),
     "readback_shape": ("shape", "{:.0f} %", 100.0),
 }
-
+SPREAD = ("psnr_db", "step_error")
+"""Measures shown with their standard deviation over seeds."""
 
 # Written out only once, at the head of the page: nobody reads a column of names as wide as a page.
 BEFORE = "s2q_plus:gptq.act_order=false:gptq.step_search=false"
@@ -54,19 +56,22 @@ def named(variant: str) -> str:
 def table(made: Mapping[str, Any], bits: str) -> str:
     """The rows of a summary at one setting of bits, as Markdown, and its command."""
     rows = sorted((r for r in made["rows"] if r["bits"] == bits), key=lambda row: -row["mean"]["psnr_db"])
-    heads = [head for head, _, _ in COLUMNS.values()]
+    # Tables made before steps were measured lack that column.
+    columns = {name: column for name, column in COLUMNS.items() if all(name in row["mean"] for row in rows)}
+    heads = [head for head, _, _ in columns.values()]
     lines = [
         f"| {bits} | seeds | MB | {' | '.join(heads)} | against the best as small |",
         "|---" * (len(heads) + 4) + "|",
     ]
     full = rows[0]["against_full_precision"]
-    cells = [form.format(full[n]["float"] * unit) if n in full else "" for n, (_, form, unit) in COLUMNS.items()]
+    cells = [form.format(full[n]["float"] * unit) if n in full else "" for n, (_, form, unit) in columns.items()]
     lines.append(f"| *full precision* | | | {' | '.join(cells)} | |")
     for row in rows:
-        cells = [form.format(row["mean"][name] * unit) for name, (_, form, unit) in COLUMNS.items()]
-        spread = row["std"]["psnr_db"]
-        if spread is not None:
-            cells[0] += f" ± {spread:.1f}"
+        cells = []
+        for name, (_, form, unit) in columns.items():
+            spread = row["std"][name] if name in SPREAD else None
+            more = "" if spread is None else f" ± {form.format(spread * unit)}"
+            cells.append(form.format(row["mean"][name] * unit) + more)
         rival = row["against_best_rival"].get("psnr_db")
         against = (
             "" if rival is None else f"{rival['difference']:+.1f} dB, {named(rival['variant'])}, p = {rival['p']:.0e}"

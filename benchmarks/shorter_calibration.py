@@ -22,6 +22,7 @@ from s2q.models.pipelines import load_transformer, open_pipeline
 from s2q.progress import NoProgress
 from s2q.prompts import calibration_prompts, evaluation_prompts
 from s2q.recipes import DEFAULT, DEFAULT_BITS, get_recipe
+from s2q.reproducible import ask_for_the_same_bits
 from s2q.run import quantize
 from s2q.storage import write_json
 
@@ -36,6 +37,7 @@ MEASURED = ("psnr_db", "ssim", "latent_relative_mse", "motion_ratio")
 
 def main() -> None:
     """Measure all kinds of trajectories."""
+    ask_for_the_same_bits()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pipeline", default="demo")
     parser.add_argument("--clips", type=int, default=64)

@@ -12,6 +12,8 @@
     plus        what each part of s2q_plus adds, and whether salient samples help it
     default     s2q_plus with and without Hadamard blocks at the down projections, beside the nearest published methods
     eight       tokens of 8 bits: s2q_plus as it is there, and as it is at fewer bits
+    eights      every method at W4A8, the default bits
+    fewer       the default recipe at fewer bits, as it is and as it was, beside the nearest published method
     rounding    what GPTQ's order and its search for step sizes add to s2q_plus
     faithful    s2q_vdit beside the nearest published method of its size
     epochs      s2q_plus with three times the steps
@@ -108,6 +110,8 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "default": ([BEFORE, KRONECKER, "quarot", SAME_SHARE], ["W4A6", "W4A4"]),
     "eight": ([BEFORE, GROUPED, "quarot", SAME_SHARE], ["W4A8"]),
+    "eights": ([*RECIPES, SAME_SHARE], ["W4A8"]),
+    "fewer": ([PLUS, BEFORE, "quarot"], ["W4A6", "W4A4"]),
     "rounding": (
         [PLUS, f"{PLUS}:{PLAIN_ORDER}", f"{PLUS}:{PLAIN_STEPS}", BEFORE],
         ["W4A8"],

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"templating"},
     "templating": set(),
     "comparison": {
+        "calibration",
         "evaluation",
         "media",
         "memory",

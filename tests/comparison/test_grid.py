@@ -31,6 +31,8 @@ def test_every_cell_is_measured_on_every_prompt_and_kept(
     for cell in results["cells"]:
         assert [row["prompt"] for row in cell["clips"]] == list(PROMPTS)
         assert all(0 < row["latent_relative_mse"] < 1 for row in cell["clips"])
+        assert len(cell["steps"]) == len(PROMPTS)
+        assert all(0 < row["step_error"] < 1 for row in cell["steps"])
     json.dumps(results)
     shared = list((tmp_path / "out" / "calibration").glob("*/trajectories/*"))
     assert len(shared) == len(PROMPTS), "recipes with the same prompts and seed share their trajectories"

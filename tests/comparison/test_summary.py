@@ -39,6 +39,19 @@ def test_means_are_over_all_clips_and_the_spread_over_seeds() -> None:
     assert "ssim" not in good.mean, "a measure that a clip lacks is left out"
 
 
+def test_steps_have_prompts_of_their_own_and_are_left_out_where_a_cell_lacks_them() -> None:
+    steps = [{"step_error": 1e-3 * (n + 1)} for n in range(3)]
+    measured = [cell("good", seed, GOOD[seed]) | {"steps": steps} for seed in (0, 1)]
+    worse = cell("poor", 0, POOR[0]) | {"steps": [{"step_error": 2 * row["step_error"]} for row in steps]}
+    good, poor = summary({"float": RESULTS["float"], "cells": [*measured, worse]})["rows"]
+    assert good["mean"]["step_error"] == pytest.approx(2e-3)
+    assert poor["against_best_rival"]["step_error"]["difference"] == pytest.approx(2e-3)
+    assert poor["against_best_rival"]["step_error"]["p"] == pytest.approx(0.25)
+    (entry,) = entries([measured[0], cell("good", 1, GOOD[1])])
+    assert "step_error" not in entry.mean
+    assert "psnr_db" in entry.mean
+
+
 def test_the_test_pairs_prompts_and_knows_the_best_rival() -> None:
     good, poor = summary(RESULTS)["rows"]
     by_prompt = [(a + b) / 2 for a, b in zip(*GOOD, strict=True)]

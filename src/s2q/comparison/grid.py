@@ -5,8 +5,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from s2q.calibration.recording import record_trajectories
 from s2q.comparison.cells import Cell
 from s2q.comparison.clips import make_float_clips, measure_cell
+from s2q.comparison.steps import PROMPTS, step_errors
 from s2q.media import described
 from s2q.models.pipelines import OpenPipeline, load_transformer, weight_files
 from s2q.progress import NoProgress, Progress
@@ -41,7 +43,8 @@ def compare(
         on_cell: called before each cell.
 
     Returns:
-        {"float": one row a clip, "cells": [{"variant", "bits", "seed", "clips": one row a clip, "seconds", "storage"}]}.
+        {"float": one row a clip, "cells": [{"variant", "bits", "seed", "clips": one row a clip, "steps": one row a prompt of
+        the first 16, see `s2q.comparison.steps`, "seconds", "storage"}]}.
 
     Raises:
         ValueError: a recipe that cannot be had, prompts that the pipeline cannot be called with, or a folder that belongs
@@ -63,6 +66,7 @@ def compare(
         settings["part"] = opened.part
     folder = Workspace.open(out, settings).folder
     reference = make_float_clips(opened, prompts, batch, folder / "float", progress)
+    store = record_trajectories(opened, prompts[:PROMPTS], 0, folder / "steps", progress)
     results = []
     for cell, recipe in zip(cells, recipes, strict=True):
         path = folder / "cells" / cell.key / "cell.json"
@@ -86,6 +90,7 @@ def compare(
             transformer = load_transformer(path.parent / "transformer", opened.transformer.dtype)
             transformer.to(opened.transformer.device)
             rows = measure_cell(opened, transformer, prompts, batch, folder / "float", progress)
+            errors = step_errors(opened, transformer, store)
             done = {
                 "recipe": settled,
                 "variant": cell.variant,
@@ -94,6 +99,7 @@ def compare(
                 "seconds": made.seconds,
                 "storage": made.storage.to_dict(),
                 "clips": rows,
+                "steps": [{"step_error": error} for error in errors],
             }
             write_json(path, done)
             done = read_json(path)  # as it will be read: JSON knows no infinity

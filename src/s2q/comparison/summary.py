@@ -19,6 +19,7 @@ DIRECTION = {
     "latent_error_early": -1,
     "latent_error_middle": -1,
     "latent_error_late": -1,
+    "step_error": -1,
     "temporal_difference_rmse": -1,
 }
 # Bytes within which two variants are called equally large: scales and transforms differ a little between methods.
@@ -34,7 +35,7 @@ class Entry:
     bits: str
     seeds: int
     mean: dict[str, float]
-    """Over all clips of all seeds."""
+    """Over all clips, or steps, of all seeds."""
     std: dict[str, float | None]
     """Sample standard deviation of the seeds' means; None with one seed."""
     by_prompt: dict[str, np.ndarray]
@@ -45,7 +46,7 @@ class Entry:
 
 
 def _numbers(rows: Rows) -> dict[str, np.ndarray]:
-    names = [name for name, value in rows[0].items() if isinstance(value, int | float)]
+    names = [name for row in rows[:1] for name, value in row.items() if isinstance(value, int | float)]
     return {
         name: np.array([row[name] for row in rows], float) for name in names if all(r[name] is not None for r in rows)
     }
@@ -56,8 +57,13 @@ def entries(cells: Sequence[Mapping[str, Any]]) -> list[Entry]:
     found = []
     for key in dict.fromkeys((cell["variant"], cell["bits"]) for cell in cells):
         own = [cell for cell in cells if (cell["variant"], cell["bits"]) == key]
-        measured = [_numbers(cell["clips"]) for cell in own]
-        stacked = {name: np.stack([one[name] for one in measured]) for name in measured[0]}
+        # Cells that were made by an earlier version have no errors of steps.
+        measured = [_numbers(cell["clips"]) | _numbers(cell.get("steps", [])) for cell in own]
+        stacked = {
+            name: np.stack([one[name] for one in measured])
+            for name in measured[0]
+            if all(name in one for one in measured)
+        }
         found.append(
             Entry(
                 variant=key[0],
