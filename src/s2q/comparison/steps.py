@@ -1,8 +1,7 @@
 """The error of one step: what a quantized transformer predicts where full precision stands.
 
 A finished clip differs by what all its steps did, and errors add up or cancel along them: of two roundings whose layers lose
-as much, one clip may be two decibels nearer than the other. One step, called as the full-precision pipeline calls it, is
-steadier.
+as much, one may make the nearer clip. One step, called as the full-precision pipeline calls it, is steadier.
 """
 
 from collections.abc import Iterator
