@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": set(),
     "memory": set(),
     "storage": set(),
+    "deferred": set(),
     "numerics": set(),
     "recipe": {"numerics"},
     "recipes": {"recipe"},
     "checkpoint": {"numerics"},
     "card": {"templating", "checkpoint", "messages", "version"},
-    "shards": {"checkpoint", "storage"},
+    "shards": {"checkpoint", "deferred", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
     "media": {"evaluation", "storage"},  # a video is read as it is written
     "models": {"demo", "media", "memory"},  # the word `demo` in place of a folder
@@ -35,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "calibration",
         "card",
         "checkpoint",
+        "deferred",
         "models",
         "numerics",
         "package",
@@ -65,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "twins",
         "workspace",
     },
-    "export": {"checkpoint", "runtime", "shards", "storage"},
+    "export": {"checkpoint", "deferred", "runtime", "shards", "storage"},
     "prompts": {"media", "models", "demo"},
     "bench": {"checkpoint", "numerics", "runtime"},
 }

@@ -12,6 +12,7 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from s2q import run
+from s2q.deferred import made
 from s2q.models.pipelines import OpenPipeline, PipelineError, open_pipeline
 from s2q.package import Storage, collect, storage_of
 from s2q.progress import Progress, as_progress
@@ -115,7 +116,7 @@ def _in_memory(
             started = time.perf_counter()
             tensors, spec = collect(opened, recipe, workspace)
             _, storage = storage_of(opened, tensors, spec)
-            install(opened.transformer, spec, tensors)
+            install(opened.transformer, spec, made(tensors))
             seconds = run.seconds_of(found, time.perf_counter() - started)
             noted = run.provenance(chosen, found, prompts, read_note(workspace))
     return QuantizedInMemory(storage, seconds, noted | {"storage": storage.to_dict()})

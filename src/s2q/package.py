@@ -9,11 +9,10 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import safe_open
-from torch import Tensor
 
 from s2q.card import CARD_NAME, model_card
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, QuantizationSpec, SchemeSpec, checksum
+from s2q.deferred import Deferred, held, stored
 from s2q.models.pipelines import OpenPipeline, weight_files
 from s2q.quantization.schemes import merged, scheme_for, scheme_spec
 from s2q.recipe import Recipe
@@ -81,14 +80,16 @@ def write_folder(
     out: Path,
     config: dict[str, Any],
     spec: QuantizationSpec,
-    kept: Mapping[str, Tensor],
-    quantized: Mapping[str, Tensor],
+    kept: Mapping[str, Deferred],
+    quantized: Mapping[str, Deferred],
     card: str,
     provenance: dict[str, Any],
     library: ModuleType,
     pattern: str = PATTERN,
 ) -> None:
     """Write the folder `out` of a quantized model whole or not at all: weights, configuration, provenance and card.
+
+    One shard of the weights is in memory at a time.
 
     Args:
         config: of the float model.
@@ -99,7 +100,7 @@ def write_folder(
     config = config | {"quantization_config": {"quant_method": QUANT_METHOD, **spec.model_dump(mode="json")}}
     config.pop("_name_or_path", None)
     noted = {"config_fingerprint": fingerprint(config)}
-    noted |= {"float_checksums": {name: float_checksum(name, tensor) for name, tensor in sorted(kept.items())}}
+    noted |= {"float_checksums": {name: float_checksum(name, kept[name].make()) for name in sorted(kept)}}
     noted |= {"versions": {"s2q": VERSION, "torch": torch.__version__, library.__name__: library.__version__}}
     with replacing_folder(out) as unfinished:
         write_weights({**kept, **quantized}, unfinished, pattern)
@@ -109,15 +110,15 @@ def write_folder(
 
 
 def storage_of(
-    opened: OpenPipeline, quantized: dict[str, Tensor], spec: QuantizationSpec
-) -> tuple[dict[str, Tensor], Storage]:
+    opened: OpenPipeline, quantized: Mapping[str, Deferred], spec: QuantizationSpec
+) -> tuple[dict[str, Deferred], Storage]:
     """The float tensors that stay, by full name, and the bytes of all."""
     weights = {f"{name}.weight" for name in spec.scheme_of()}
     kept, replaced_bytes, elements = {}, 0, 0
     for name, tensor in _source_tensors(opened):
         if name in weights:
-            replaced_bytes += tensor.nbytes
-            elements += tensor.numel()
+            replaced_bytes += tensor.like.nbytes
+            elements += tensor.like.numel()
         else:
             kept[name] = tensor
     return kept, count_storage(replaced_bytes, elements, kept, quantized)
@@ -129,27 +130,25 @@ def _config(opened: OpenPipeline) -> dict[str, Any]:
     return json.loads((opened.folder / opened.part / "config.json").read_text())
 
 
-def _source_tensors(opened: OpenPipeline) -> Iterator[tuple[str, Tensor]]:
+def _source_tensors(opened: OpenPipeline) -> Iterator[tuple[str, Deferred]]:
     if opened.folder is None:
-        yield from opened.transformer.state_dict().items()
+        yield from held(opened.transformer.state_dict()).items()
         return
     for path in weight_files(opened.folder / opened.part):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                yield name, file.get_tensor(name)
+        yield from stored(path).items()
 
 
-def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple[dict[str, Tensor], QuantizationSpec]:
-    """All quantized tensors by full name, and the configuration that describes them."""
-    tensors: dict[str, Tensor] = {}
+def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple[dict[str, Deferred], QuantizationSpec]:
+    """All quantized tensors by full name, and the configuration that describes them; they stay in the work folder."""
+    tensors: dict[str, Deferred] = {}
     shared: list[tuple[str, ...]] = []
     linears: list[tuple[str, SchemeSpec, str]] = []
     for index, (block_name, _) in enumerate(opened.family.blocks(opened.transformer)):
         groups = workspace.block_metadata(index)["groups"]
         shared += [tuple(f"{block_name}.{name}" for name in group) for group in groups if len(group) > 1]
+        tensors |= {f"{block_name}.{name}": tensor for name, tensor in workspace.stored_block(index).items()}
         for name, named in workspace.read_block(index).items():
             full = f"{block_name}.{name}"
-            tensors |= {f"{full}.{key}": tensor for key, tensor in named.items()}
             shape = named["weight_shape"].tolist()
             described = scheme_spec(scheme_for(recipe, opened.family, name, shape), shape[1])
             linears.append((full, described, checksum(named)))
@@ -164,14 +163,14 @@ def collect(opened: OpenPipeline, recipe: Recipe, workspace: Workspace) -> tuple
 
 
 def count_storage(
-    replaced_bytes: int, elements: int, kept: Mapping[str, Tensor], quantized: Mapping[str, Tensor]
+    replaced_bytes: int, elements: int, kept: Mapping[str, Deferred], quantized: Mapping[str, Deferred]
 ) -> Storage:
     """Count bytes before and after, given the bytes and the number of the float weights that were replaced."""
 
     def after(*endings: str) -> int:
-        return sum(tensor.nbytes for name, tensor in quantized.items() if name.endswith(endings))
+        return sum(tensor.like.nbytes for name, tensor in quantized.items() if name.endswith(endings))
 
-    packed, other = after(".weight_packed"), sum(tensor.nbytes for tensor in kept.values())
+    packed, other = after(".weight_packed"), sum(tensor.like.nbytes for tensor in kept.values())
     parts = {
         "block weights": (replaced_bytes, packed),
         "scales": (0, after(".weight_scale", ".weight_zero_point", ".weight_shape")),

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import save_torch_state_dict
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME, CheckpointError, checksum
-from s2q.storage import fingerprint
+from s2q.deferred import Deferred
+from s2q.storage import fingerprint, write_json
 
 INDEX_NAME = "diffusion_pytorch_model.safetensors.index.json"
 SINGLE_NAME = "diffusion_pytorch_model.safetensors"
@@ -21,7 +23,8 @@ PATTERN = "diffusion_pytorch_model{suffix}.safetensors"
 TEXT_PATTERN = "model{suffix}.safetensors"
 TEXT_INDEX_NAME, TEXT_SINGLE_NAME = "model.safetensors.index.json", "model.safetensors"
 """The same of transformers."""
-MAX_SHARD_SIZE = "5GB"
+MAX_SHARD_SIZE = "2GB"
+"""What is in memory at once when a model is written."""
 
 
 def weight_places(folder: Path, single: str = SINGLE_NAME, index_name: str = INDEX_NAME) -> dict[str, Path]:
@@ -108,11 +111,31 @@ def tensor_places(files: Sequence[Path]) -> dict[str, Path]:
     return places
 
 
-def write_weights(tensors: Mapping[str, Tensor], folder: Path, pattern: str = PATTERN) -> None:
-    """Write the tensors of a model into `folder` as diffusers and transformers do: one file, or shards and their index."""
-    save_torch_state_dict(
-        dict(tensors), folder, filename_pattern=pattern, max_shard_size=MAX_SHARD_SIZE, metadata={"format": "pt"}
-    )
+def write_weights(
+    tensors: Mapping[str, Deferred], folder: Path, pattern: str = PATTERN, max_shard_size: int | str = MAX_SHARD_SIZE
+) -> None:
+    """Write the tensors of a model into `folder` as diffusers and transformers do: one file, or shards and their index.
+
+    Each is asked for when its shard is written, and let go with it.
+    """
+    likes = {name: tensor.like for name, tensor in tensors.items()}
+    plan = split_torch_state_dict_into_shards(likes, filename_pattern=pattern, max_shard_size=max_shard_size)
+    for file, names in plan.filename_to_tensors.items():
+        save_file(_apart({name: tensors[name].make() for name in names}), folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        write_json(folder / f"{pattern.format(suffix='')}.index.json", index)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, and tied ones each with memory of its own: a file knows no ties."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().to("cpu").contiguous()
+        found[name] = own.clone() if own.data_ptr() in taken else own
+        taken.add(own.data_ptr())
+    return found
 
 
 @dataclass(frozen=True)

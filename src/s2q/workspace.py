@@ -8,6 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
+from s2q.deferred import Deferred, stored
 from s2q.quantization.block import CalibratedBlock
 from s2q.storage import fingerprint, read_json, read_metadata, remove_unfinished, write_json, write_tensors
 
@@ -81,6 +82,10 @@ class Workspace:
             linear, _, key = name.partition(":")
             tensors.setdefault(linear, {})[key] = tensor
         return tensors
+
+    def stored_block(self, index: int) -> dict[str, Deferred]:
+        """The same by LINEAR.KEY, each tensor read when it is asked for."""
+        return {name.replace(":", "."): tensor for name, tensor in stored(self.block_path(index)).items()}
 
     def remove(self) -> None:
         """Delete the folder, if it is there, when its result stands elsewhere."""

@@ -15,6 +15,7 @@ from tiny_families import FAMILIES
 from torch import nn
 
 from s2q.checkpoint import CheckpointError
+from s2q.deferred import made
 from s2q.export.float_weights import float_state, original_names, write_comfyui, write_dequantized
 from s2q.export.source import open_folder
 from s2q.models.pipelines import open_pipeline
@@ -70,7 +71,7 @@ def test_the_dequantized_folder_names_s2q_nowhere_and_has_no_provenance(folder: 
 
 
 def test_what_was_not_quantized_is_bit_for_bit_the_same(folder: Path) -> None:
-    stored, state = load_file(folder / WEIGHTS), float_state(open_folder(folder), torch.bfloat16)
+    stored, state = load_file(folder / WEIGHTS), made(float_state(open_folder(folder), torch.bfloat16))
     same = [name for name in state if name in stored]
     assert same
     assert all(torch.equal(state[name], stored[name]) and state[name].dtype == stored[name].dtype for name in same)
@@ -79,12 +80,14 @@ def test_what_was_not_quantized_is_bit_for_bit_the_same(folder: Path) -> None:
 
 def test_names_and_shapes_are_those_of_the_float_model(folder: Path, tiny_pipeline: Path) -> None:
     state, plain = float_state(open_folder(folder)), load_file(tiny_pipeline / "transformer" / WEIGHTS)
-    assert {n: t.shape for n, t in state.items()} == {n: t.shape for n, t in plain.items()}
+    assert {n: t.like.shape for n, t in state.items()} == {n: t.shape for n, t in plain.items()}
+    assert {n: t.like.shape for n, t in state.items()} == {n: t.shape for n, t in made(state).items()}
+    assert all(deferred.like.dtype == deferred.make().dtype for deferred in state.values())
 
 
 def test_shards_are_read_as_one_file(folder: Path, tmp_path: Path) -> None:
     CogVideoXTransformer3DModel.from_pretrained(folder).save_pretrained(tmp_path, max_shard_size="20KB")
-    one, many = float_state(open_folder(folder)), float_state(open_folder(tmp_path))
+    one, many = (made(float_state(open_folder(each))) for each in (folder, tmp_path))
     assert one.keys() == many.keys()
     assert all(torch.equal(one[name], many[name]) for name in one)
 
@@ -105,7 +108,7 @@ def test_wan_gets_the_names_of_the_released_files(wan_folder: Path, tmp_path: Pa
     written = load_file(tmp_path / "wan.safetensors")
     some = ("head.modulation", "blocks.0.self_attn.q.weight", "blocks.1.cross_attn.o.bias", "blocks.0.ffn.0.weight")
     assert set(some) <= set(written)
-    state = float_state(open_folder(wan_folder))
+    state = made(float_state(open_folder(wan_folder)))
     back = convert_wan_transformer_to_diffusers(written)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], state[name]) for name in state)

@@ -6,12 +6,14 @@ The transforms are undone, so y = x Wᵀ + b is the quantized layer's function w
 import json
 import re
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from s2q.deferred import Deferred, made
 from s2q.export.source import QuantizedFolder
 from s2q.shards import write_weights
 from s2q.storage import replacing, replacing_folder, write_json
@@ -46,23 +48,28 @@ ORIGINAL_NAMES = {"WanTransformer3DModel": _WAN}
 """Class → renaming. The names of other classes stay diffusers'."""
 
 
-def float_state(source: QuantizedFolder, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Every tensor of the model in floating point, by diffusers' names.
+def float_state(source: QuantizedFolder, dtype: torch.dtype | None = None) -> dict[str, Deferred]:
+    """Every tensor of the model in floating point, by diffusers' names; a weight is dequantized when it is asked for.
 
     Args:
         dtype: of the dequantized weights; None is that of most of the checkpoint's float tensors. Tensors that were
             never quantized are as they stand in the checkpoint, bit for bit.
     """
-    state = dict(source.kept())
+    state = source.kept()
     if dtype is None:
         sizes: Counter[torch.dtype] = Counter()
-        for tensor in state.values():
+        for tensor in (kept.like for kept in state.values()):
             if tensor.is_floating_point():
                 sizes[tensor.dtype] += tensor.numel()
         dtype = sizes.most_common(1)[0][0] if sizes else torch.float32
     for name in source.spec.scheme_of():
-        state[f"{name}.weight"] = source.linear(name).dequantize(dtype).weight.detach().contiguous()
+        like = torch.empty(source.tensor(f"{name}.weight_shape").tolist(), dtype=dtype, device="meta")
+        state[f"{name}.weight"] = Deferred(like, partial(_weight, source, name, dtype))
     return state
+
+
+def _weight(source: QuantizedFolder, name: str, dtype: torch.dtype) -> Tensor:
+    return source.linear(name).dequantize(dtype).weight.detach().contiguous()
 
 
 def original_names(model_class: str, names: list[str]) -> dict[str, str]:
@@ -111,4 +118,6 @@ def write_comfyui(source: QuantizedFolder, out: Path, dtype: torch.dtype | None 
         ),
     }
     with replacing(out) as temporary:
-        save_file({names[name]: tensor.contiguous() for name, tensor in state.items()}, temporary, metadata=header)
+        save_file(
+            {names[name]: tensor.contiguous() for name, tensor in made(state).items()}, temporary, metadata=header
+        )

@@ -1,7 +1,6 @@
 """A quantized transformer folder, read and checked tensor by tensor without making a model of it."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +8,10 @@ from typing import Any
 import accelerate
 import diffusers
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from s2q.checkpoint import PROVENANCE_NAME, QUANT_METHOD, CheckpointError, QuantizationSpec, SchemeSpec, check_linear
+from s2q.deferred import Deferred, read_tensor, stored
 from s2q.runtime.linear import QuantLinear
 from s2q.shards import read_notes, weight_places
 
@@ -30,16 +29,17 @@ class QuantizedFolder:
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the CPU."""
-        with safe_open(self.places[name], "pt") as file:
-            return file.get_tensor(name)
+        return read_tensor(self.places[name], name)
 
-    def kept(self) -> Iterator[tuple[str, Tensor]]:
-        """Name and tensor of everything that does not belong to a quantized linear's codes (its bias is kept)."""
-        linears = self.spec.scheme_of()
-        for name in self.places:
-            owner, _, leaf = name.rpartition(".")
-            if owner not in linears or leaf == "bias":
-                yield name, self.tensor(name)
+    def kept(self) -> dict[str, Deferred]:
+        """Everything by name that does not belong to a quantized linear's codes (its bias is kept)."""
+        linears, found = self.spec.scheme_of(), {}
+        for path in dict.fromkeys(self.places.values()):
+            for name, tensor in stored(path).items():
+                owner, _, leaf = name.rpartition(".")
+                if owner not in linears or leaf == "bias":
+                    found[name] = tensor
+        return found
 
     def packed(self, name: str) -> dict[str, Tensor]:
         """The tensors of one quantized linear, by the names of `s2q.checkpoint`, without its bias."""
@@ -86,7 +86,8 @@ def open_folder(folder: Path) -> QuantizedFolder:
     wrong = _misfits(opened)
     for name, scheme in spec.scheme_of().items():
         wrong += _check(opened, name, scheme)
-    for name, tensor in opened.kept():
+    for name, kept in opened.kept().items():
+        tensor = kept.make()
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             wrong.append(f"{name} has values that are not finite")
         elif notes.damaged_floats({name: tensor}):
@@ -116,7 +117,7 @@ def _misfits(opened: QuantizedFolder) -> list[str]:
             wrong.append(f"{name} has no linear layer named {linear}")
         elif key in opened.places and opened.tensor(key).tolist() != list(shape):
             wrong.append(f"{key} is not that of the model, {list(shape)}")
-    kept = {key: tensor.shape for key, tensor in opened.kept()}
+    kept = {key: tensor.like.shape for key, tensor in opened.kept().items()}
     wrong += [f"{key} is missing" for key in expected if key not in kept]
     wrong += [f"{key} is not part of a {name}" for key in kept if key not in expected]
     return wrong + [

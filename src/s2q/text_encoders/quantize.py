@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s2q.card import model_card
 from s2q.checkpoint import PROVENANCE_NAME, QuantizationSpec, SchemeSpec, checksum
+from s2q.deferred import held
 from s2q.models.pipelines import locate, open_pipeline
 from s2q.package import Storage, check_output, count_storage, write_folder
 from s2q.progress import NoProgress, Progress
@@ -129,8 +130,9 @@ def _write(
     spec = QuantizationSpec(
         recipe=recipe.name, bits=recipe.bits, producer=f"s2q {VERSION}", schemes=(_scheme(recipe, packed),)
     )
-    quantized = {f"{name}.{key}": tensor for name, named in packed.items() for key, tensor in named.items()}
-    storage = count_storage(elements * encoder.model.dtype.itemsize, elements, kept, quantized)
+    floats = held(kept)
+    quantized = held({f"{name}.{key}": tensor for name, named in packed.items() for key, tensor in named.items()})
+    storage = count_storage(elements * encoder.model.dtype.itemsize, elements, floats, quantized)
     model_class = type(encoder.model).__name__
     config = json.loads((encoder.folder / "config.json").read_text(encoding="utf-8"))
     pipeline = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
@@ -138,7 +140,7 @@ def _write(
     told = {key: settings[key] for key in ("pipeline", "part", "recipe", "prompts", "device", "call")}
     told |= {"settings": fingerprint(settings), "storage": storage.to_dict()}
     config |= {"architectures": [model_class]}
-    write_folder(out, config, spec, kept, quantized, card, told, transformers, TEXT_PATTERN)
+    write_folder(out, config, spec, floats, quantized, card, told, transformers, TEXT_PATTERN)
 
 
 def _scheme(recipe: Recipe, packed: dict[str, dict[str, Tensor]]) -> SchemeSpec:
