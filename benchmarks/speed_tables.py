@@ -49,7 +49,7 @@ def linear(made: Mapping[str, Any]) -> str:
         ]
         for row in made["rows"]
     ]
-    said = f"× float32 / × bfloat16, {made['bits']}, {_threads(made)}, {made['instruction_set']}."
+    said = f"× float32 / × bfloat16, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
 
 

@@ -1,6 +1,9 @@
 """`s2q bench` times what it says, tells who computes, and refuses what it cannot time."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,17 @@ def test_it_prints_a_row_for_each_shape_and_writes_what_it_prints(tmp_path: Path
         assert min(seconds.values()) > 0
         assert row["ratios"]["over bfloat16"] == pytest.approx(seconds["bfloat16"] / seconds["quantized bfloat16"])
         assert f"{row['ratios']['over float32']:.2f}×" in done.out
+
+
+def test_what_the_environment_chose_is_part_of_the_command(tmp_path: Path) -> None:
+    options = ["--model", "demo", "--tokens", "16", "--repeats", "1", "--json", tmp_path / "bench.json"]
+    subprocess.run(
+        [sys.executable, "-m", "s2q", "bench", *options], env={**os.environ, "S2Q_BACKEND": "torch"}, check=True
+    )
+    made = json.loads((tmp_path / "bench.json").read_text())
+    assert made["command"].startswith("S2Q_BACKEND=torch s2q bench --model demo ")
+    assert made["instruction_set"] is None
+    assert all(who.startswith("torch ") for row in made["rows"] for who in row["backends"].values())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command `s2q bench`."""
 
+import os
 import platform
 import shlex
 import sys
@@ -33,7 +34,7 @@ def bench(
 
     from s2q.bench import SHAPES, backends, rows_of
     from s2q.recipe import Bits
-    from s2q.runtime.native.library import instruction_set
+    from s2q.runtime.native.library import instruction_set, why_not
 
     wanted = Bits.parse(bits)
     if wanted.act is None:
@@ -65,13 +66,19 @@ def bench(
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         rows.append(row)
     made = {
-        "command": "s2q " + shlex.join(sys.argv[1:]),
+        "command": f"{_demanded()}s2q {shlex.join(sys.argv[1:])}",
         "bits": bits,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "device": torch.cuda.get_device_name(chosen) if chosen.startswith("cuda") else platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "instruction_set": instruction_set(),
+        "instruction_set": None if why_not(torch.device("cpu"), torch.bfloat16) else instruction_set(),
         "rows": rows,
     }
     write_summary(json_file, made)
+
+
+def _demanded() -> str:
+    """What of the environment chooses the code that is timed, as it is written before a command."""
+    names = ("S2Q_BACKEND", "S2Q_INSTRUCTION_SET")
+    return "".join(f"{name}={shlex.quote(os.environ[name])} " for name in names if os.environ.get(name))
