@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shards": {"checkpoint", "deferred", "storage"},
     "runtime": {"checkpoint", "numerics", "shards"},
     "media": {"evaluation", "storage"},  # a video is read as it is written
-    "models": {"demo", "media", "memory"},  # the word `demo` in place of a folder
+    "models": {"checkpoint", "demo", "media", "memory"},  # the word `demo` in place of a folder
     "calibration": {"media", "models", "numerics", "recipe", "storage", "progress"},
     "quantization": {"memory", "models", "numerics", "recipe", "checkpoint", "runtime"},
     "text_encoders": {

@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from s2q.models.pipelines import DEMO
-from s2q.prompts import CALIBRATION, EVALUATION, calibration_prompts, evaluation_prompts, read_prompts
+from s2q.prompts import CALIBRATION, EVALUATION, calibration_prompts, evaluation_prompts, read_prompts, readback_of
 from s2q.recipe import SamplerSpec
+
+
+def test_only_clips_of_the_demos_own_size_are_read_back() -> None:
+    prompt = evaluation_prompts(DEMO, 1)[0]
+    assert set(readback_of(DEMO, prompt, torch.zeros(9, 32, 32, 3, dtype=torch.uint8))) >= {"motion", "shape"}
+    assert readback_of(DEMO, prompt, torch.zeros(9, 16, 16, 3, dtype=torch.uint8)) == {}
 
 
 def test_remarks_and_empty_lines_are_passed_over(tmp_path: Path) -> None:

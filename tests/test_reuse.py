@@ -18,7 +18,7 @@ from s2q.checkpoint import PROVENANCE_NAME, CheckpointError
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 from s2q.numerics.packing import unpack
 from s2q.recipe import Recipe
-from s2q.reuse import ReuseError, open_earlier
+from s2q.reuse import ReuseError, open_earlier, recipe_after
 from s2q.run import Quantized, quantize
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -187,11 +187,23 @@ def test_a_run_that_does_not_fit_is_refused_before_work_starts(
 def test_another_architecture_and_other_calls_are_named(
     quantized: Callable[..., Quantized], open_family: Callable[..., OpenPipeline], fine_tune: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ReuseError, match="_class_name of the model"):
+    with pytest.raises(
+        ReuseError,
+        match=r"these differ: the model \(CogVideoXTransformer3DModel there, WanTransformer3DModel here\)[^_]*Reuse",
+    ):
         quantize(open_family("wan"), again(), tmp_path / "out", prompts=PROMPTS, reuse=quantized().folder)
     longer = open_pipeline(str(fine_tune), **(CALL | {"num_inference_steps": 4}))
     with pytest.raises(ReuseError, match=r"num_inference_steps of the calls \(3 there, 4 here\)"):
         quantize(longer, again(), tmp_path / "out", prompts=PROMPTS, reuse=quantized().folder)
+
+
+@pytest.mark.parametrize(("name", "bits"), [(None, "W4A4"), ("s2q_plus", None), ("quarot", "W8A8")])
+def test_a_recipe_that_was_not_the_earlier_one_is_refused_before_prompts_are_looked_at(
+    name: str | None, bits: str | None, quantized: Callable[..., Quantized]
+) -> None:
+    earlier = open_earlier(quantized().folder)
+    with pytest.raises(ReuseError, match=rf"s2q_vdit W4A6, not {name or 's2q_vdit'} {bits or 'W4A6'}: .* Name none"):
+        recipe_after(earlier, name, bits)
 
 
 def test_what_no_run_left_cannot_be_reused(quantized: Callable[..., Quantized], tmp_path: Path) -> None:

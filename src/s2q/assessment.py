@@ -234,11 +234,13 @@ def _salience(provenance: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _readback(opened: OpenPipeline, twins: list[Twin]) -> dict[str, dict[str, float]] | None:
-    """What the clips show, read from their pixels: only the demo's world is simple enough for that."""
+    """What the clips show, read from their pixels: only the demo's world is simple enough for that, at its own size."""
     if opened.source not in DEMOS:
         return None
-    from s2q.demo.readback import scores
+    from s2q.demo.readback import can_read, scores
 
+    if not all(can_read(torch.from_numpy(twin.reference)) for twin in twins):
+        return None
     prompts = [twin.prompt for twin in twins]
     return {
         "float": scores([torch.from_numpy(twin.reference) for twin in twins], prompts),

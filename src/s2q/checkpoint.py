@@ -126,7 +126,8 @@ class QuantizationSpec(BaseModel):
         try:
             spec = cls.model_validate(dict(data))
         except ValidationError as error:
-            raise CheckpointError(f"quantization_config is not valid: {error}") from None
+            wrong = [f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in error.errors()]
+            raise CheckpointError(f"quantization_config is not valid: {'; '.join(wrong[:8])}") from None
         names = [name for scheme in spec.schemes for name in scheme.targets]
         twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
         if twice:

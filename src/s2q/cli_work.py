@@ -180,6 +180,7 @@ def evaluate_and_print(
     """
     from s2q.assessment import evaluate as run_evaluate
     from s2q.card import judged
+    from s2q.models.folder import PARTS, check_replacement
     from s2q.models.pipelines import load_transformer
     from s2q.progress import terminal_progress
 
@@ -187,6 +188,8 @@ def evaluate_and_print(
     folders = [folder] if second is None else [folder, second]
     quantized = [opened.transformer]
     if not text_alone:
+        for each, part in zip(folders, (opened.part, PARTS[1]), strict=False):
+            check_replacement(each, opened.folder, part)
         quantized = [load_transformer(each, dtype).to(device) for each in folders]
     say_if_fewer(prompts, asked)
     with attending(attention, *quantized):

@@ -102,11 +102,13 @@ def evaluation_prompts(source: str, count: int) -> list[str]:
 def readback_of(source: str, prompt: str, clip: Tensor) -> dict[str, bool]:
     """Whether `clip`, uint8 [F, H, W, 3], shows each thing that its prompt names, read from its pixels.
 
-    Empty for anything but the demos: only their world is simple enough to be read.
+    Empty for anything but the demos, at their own size: only their world is simple enough to be read.
     """
     if source not in DEMOS:
         return {}
-    from s2q.demo.readback import read
+    from s2q.demo.readback import can_read, read
     from s2q.demo.scenes import Scene
 
+    if not can_read(clip):
+        return {}
     return read(clip).matches(Scene.parse(prompt))

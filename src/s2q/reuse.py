@@ -71,12 +71,16 @@ def recipe_after(earlier: Earlier | None, name: str | None, bits: str | None) ->
 
     Raises:
         ValueError: unknown name or bits.
+        ReuseError: others than those of the earlier run.
     """
     if earlier is None:
         return get_recipe(name or DEFAULT, bits or DEFAULT_BITS)
     recipe = Recipe.model_validate(earlier.provenance["recipe"])
     if name not in (None, recipe.name) or bits not in (None, recipe.bits):
-        recipe = get_recipe(name or recipe.name, bits or recipe.bits)
+        raise ReuseError(
+            f"{earlier.checkpoint.folder} was made by {recipe.name} {recipe.bits}, not {name or recipe.name} "
+            f"{bits or recipe.bits}: reuse is under the same recipe and bits. Name none, or quantize without --reuse"
+        )
     return override(recipe, ["optim.epochs=0"])
 
 
@@ -121,7 +125,9 @@ def check_reuse(earlier: Earlier, opened: OpenPipeline, recipe: Recipe, prompts:
 
 def _differing_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     """Settings of the two models that are not the same; what begins with an underscore is no architecture."""
-    keys = {key for key in there.keys() | here.keys() if not key.startswith("_") or key == "_class_name"}
+    if there.get("_class_name") != here.get("_class_name"):
+        return [f"the model ({there.get('_class_name')} there, {here.get('_class_name')} here)"]
+    keys = {key for key in there.keys() | here.keys() if not key.startswith("_")}
     return [f"{key} of the model" for key in sorted(keys) if there.get(key) != here.get(key)]
 
 

@@ -15,6 +15,11 @@ def test_word_stands_for_a_folder_and_all_arguments_of_a_call(word: str) -> None
     assert not set(calibration_prompts(word, 8, seed=0)) & set(evaluation_prompts(word, 8))
 
 
+def test_a_second_transformer_is_refused_by_the_word() -> None:
+    with pytest.raises(PipelineError, match="demo has no transformer_2: it has transformer"):
+        locate("demo", "transformer_2")
+
+
 def test_every_demo_has_a_word() -> None:
     assert set(DEMOS.values()) == set(demo.GENERATION)
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,18 @@ def test_a_pipeline_that_cannot_be_called_with_what_files_hold_is_refused(name: 
 def test_a_family_whose_packages_are_missing_is_refused_with_them(copy: Path) -> None:
     edit(copy / "model_index.json", lambda i: i.update(transformer=["diffusers", "CosmosTransformer3DModel"]))
     with pytest.raises(PipelineError, match="missing here: pip install cosmos_guardrail torchvision"):
+        locate(str(copy))
+
+
+def test_a_pipeline_that_would_end_for_want_of_ftfy_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules[diffusers.SkyReelsV2Pipeline.__module__]
+    edit(copy / "model_index.json", lambda index: index.update(_class_name="SkyReelsV2Pipeline"))
+    monkeypatch.setattr(module, "ftfy", object(), raising=False)
+    assert locate(str(copy)) == copy
+    monkeypatch.delattr(module, "ftfy")
+    with pytest.raises(
+        PipelineError, match="is a SkyReelsV2Pipeline, which reads its prompts with .* pip install ftfy"
+    ):
         locate(str(copy))
 
 
@@ -194,6 +207,14 @@ def test_a_quantized_transformer_takes_the_place_of_the_float_one(
     quantize(open_family(name), get_recipe("rtn", "W4A6"), tmp_path / "out")
     opened = open_family(name, transformer=tmp_path / "out")
     assert any(isinstance(module, QuantLinear) for module in opened.pipe.transformer.modules())
+
+
+def test_a_transformer_of_another_model_does_not_take_its_place(
+    open_family: Callable[..., OpenPipeline], quantized: Callable[..., Quantized]
+) -> None:
+    said = "is a CogVideoXTransformer3DModel, and the transformer of .* is a WanTransformer3DModel"
+    with pytest.raises(PipelineError, match=said):
+        open_family("wan", transformer=quantized().folder)
 
 
 @pytest.mark.parametrize("part", [".", "vae", "scheduler", "none"])

@@ -11,6 +11,7 @@ from tiny import PROMPTS, cheap, make_inputs
 from tiny_families import FAMILIES
 from torch import nn
 
+from s2q.checkpoint import CheckpointError
 from s2q.models.pipelines import open_pipeline
 from s2q.run import Quantized, quantize
 from s2q.runtime.diffusers import S2QConfig
@@ -117,6 +118,15 @@ def test_a_float_pipeline_cannot_be_quantized_on_the_fly_and_says_so(model: nn.M
         diffusers.CogVideoXTransformer3DModel.from_pretrained(
             tiny_pipeline, subfolder="transformer", quantization_config=ours
         )
+
+
+def test_a_configuration_of_nothing_says_that_s2q_does_not_quantize_on_the_fly() -> None:
+    with pytest.raises(CheckpointError, match=r"cannot quantize while it loads.*s2q\.quantize"):
+        S2QConfig()
+    with pytest.raises(
+        CheckpointError, match=r"^quantization_config is not valid: recipe: Field required; bits[^\n]*$"
+    ):
+        S2QConfig(format_version=3)
 
 
 def test_the_footprint_is_that_of_the_tensors(model: nn.Module) -> None:

@@ -135,9 +135,14 @@ def _shape(track: _Track) -> str | None:
     return first
 
 
+def can_read(clip: torch.Tensor) -> bool:
+    """Whether a clip is one of the demos' world: uint8 [F, SIZE, SIZE, 3], two frames or more."""
+    return clip.dtype == torch.uint8 and clip.dim() == 4 and clip.shape[1:] == (SIZE, SIZE, 3) and len(clip) > 1
+
+
 def read(clip: torch.Tensor) -> Reading:
     """Read one clip, uint8 [F, SIZE, SIZE, 3]."""
-    if clip.dtype != torch.uint8 or clip.dim() != 4 or clip.shape[1:] != (SIZE, SIZE, 3) or len(clip) < 2:
+    if not can_read(clip):
         raise ValueError(f"expected uint8 [frames >= 2, {SIZE}, {SIZE}, 3], got {clip.dtype} {list(clip.shape)}")
     frames = clip.cpu().float()
     middle = frames.flatten(0, 2).median(dim=0).values

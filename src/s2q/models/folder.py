@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import diffusers
 from diffusers import DiffusionPipeline
 
+from s2q.checkpoint import PROVENANCE_NAME
 from s2q.media import INPUTS
 from s2q.models.inputs import FRAMES, VIDEOS, inputs_of
 from s2q.models.lookup import resolve_folder
@@ -83,6 +85,35 @@ def check_part(what: str, there: Sequence[str], part: str | None) -> str:
     return part or PARTS[0]
 
 
+def check_replacement(transformer: Path, pipeline: Path, part: str) -> None:
+    """Whether the transformer in a folder can take the place of a pipeline's own.
+
+    Args:
+        pipeline: folder of the pipeline.
+        part: whose place, see `PARTS`.
+
+    Raises:
+        PipelineError: it is of another class; or s2q made it of the pipeline's other transformer.
+    """
+    own = json.loads((pipeline / part / "config.json").read_text()).get("_class_name")
+    try:
+        given = json.loads((transformer / "config.json").read_text()).get("_class_name")
+    except (OSError, ValueError, AttributeError):
+        return  # loading it says what is wrong
+    if given != own:
+        raise PipelineError(
+            f"{transformer} is a {given}, and the {part} of {pipeline} is a {own}: give one of that model"
+        )
+    index = json.loads((pipeline / "model_index.json").read_text())
+    provenance = transformer / PROVENANCE_NAME
+    if all(name in index for name in PARTS) and provenance.is_file():
+        made_of = json.loads(provenance.read_text()).get("part", PARTS[0])
+        if made_of != part:
+            raise PipelineError(
+                f"{transformer} was made of the {made_of} of its pipeline, which serves other steps: it cannot be its {part}"
+            )
+
+
 def _check_call(path: Path, name: str) -> None:
     pipeline = getattr(diffusers, name, None)
     if pipeline is None:
@@ -91,6 +122,14 @@ def _check_call(path: Path, name: str) -> None:
     if packages:  # a stand-in, which diffusers has in the place of a class whose packages are missing
         raise PipelineError(f"{path} is a {name}, for which diffusers wants these installed: {', '.join(packages)}")
     check_calls(f"{path} is a {name}, which", pipeline)
+
+
+def _lacks_ftfy(pipeline: type[DiffusionPipeline]) -> bool:
+    """Whether it mends prompts with ftfy, unconditionally, and that is not there: diffusers ends in a NameError then."""
+    module = sys.modules[pipeline.__module__]
+    clean = getattr(module, "basic_clean", None)
+    names = clean.__code__.co_names if inspect.isfunction(clean) else ()
+    return "ftfy" in names and "is_ftfy_available" not in names and not hasattr(module, "ftfy")
 
 
 def check_calls(what: str, pipeline: type[DiffusionPipeline]) -> None:
@@ -102,6 +141,8 @@ def check_calls(what: str, pipeline: type[DiffusionPipeline]) -> None:
     Raises:
         PipelineError: it does not.
     """
+    if _lacks_ftfy(pipeline):
+        raise PipelineError(f"{what} reads its prompts with a package that is missing here: pip install ftfy")
     parameters, inputs = inspect.signature(pipeline.__call__).parameters, inputs_of(pipeline)
     if "prompt" not in parameters or inputs.unknown:
         raise PipelineError(

@@ -16,7 +16,15 @@ from diffusers import DiffusionPipeline
 from huggingface_hub.errors import HfHubHTTPError
 
 from s2q.models.family import Family
-from s2q.models.folder import PARTS, PipelineError, check_folder, pipeline_class, weight_files
+from s2q.models.folder import (
+    PARTS,
+    PipelineError,
+    check_folder,
+    check_part,
+    check_replacement,
+    pipeline_class,
+    weight_files,
+)
 from s2q.models.geometry import call_defaults, denoising_steps
 from s2q.models.inputs import check_prompts
 from s2q.models.loaded import check_loaded, checked_call
@@ -149,9 +157,11 @@ def locate(source: str, part: str | None = None) -> Path:
         from s2q.demo import pipeline_dir
 
         try:
-            return pipeline_dir(DEMOS[source])
+            path = pipeline_dir(DEMOS[source])
         except FileNotFoundError as error:
             raise PipelineError(str(error)) from None
+        check_part(source, PARTS[:1], part)
+        return path
     path = Path(source)
     if path.is_dir():
         check_folder(path, part)
@@ -212,6 +222,9 @@ def open_pipeline(
     index = json.loads((folder / "model_index.json").read_text())
     if transformer_alone:
         parts |= {name: None for name, entry in index.items() if isinstance(entry, list) and name != meant}
+    for place, other in ((meant, transformer), (PARTS[1], transformer_2)):
+        if other is not None:
+            check_replacement(Path(other), folder, place)
     if transformer is not None:
         parts[meant] = load_transformer(transformer, dtype)
     elif stream is not False:

@@ -17,6 +17,11 @@ class SpecConfig:
 
     def __init__(self, quant_method: str = QUANT_METHOD, **spec: Any):
         self.quant_method: Any = QUANT_METHOD
+        if not spec:
+            raise CheckpointError(
+                "s2q cannot quantize while it loads, for it calibrates: use s2q quantize, or s2q.quantize in Python. What it "
+                "writes brings its own configuration, and is loaded without one"
+            )
         self.spec = QuantizationSpec.parse(spec)
 
     def to_dict(self) -> dict[str, Any]:
