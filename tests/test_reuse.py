@@ -187,10 +187,8 @@ def test_a_run_that_does_not_fit_is_refused_before_work_starts(
 def test_another_architecture_and_other_calls_are_named(
     quantized: Callable[..., Quantized], open_family: Callable[..., OpenPipeline], fine_tune: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(
-        ReuseError,
-        match=r"these differ: the model \(CogVideoXTransformer3DModel there, WanTransformer3DModel here\)[^_]*Reuse",
-    ):
+    said = r"these differ: the model \(CogVideoXTransformer3DModel there, WanTransformer3DModel here\); "
+    with pytest.raises(ReuseError, match=said):
         quantize(open_family("wan"), again(), tmp_path / "out", prompts=PROMPTS, reuse=quantized().folder)
     longer = open_pipeline(str(fine_tune), **(CALL | {"num_inference_steps": 4}))
     with pytest.raises(ReuseError, match=r"num_inference_steps of the calls \(3 there, 4 here\)"):

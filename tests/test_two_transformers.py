@@ -103,9 +103,9 @@ def test_both_are_quantized_and_work_together_in_plain_diffusers(
         assert 0 < errors[-1] < 1
         assert (errors[0] == 0) == (part == "transformer_2"), "the second has no part in the first step"
     swapped = {"transformer": tmp_path / PARTS[1], "transformer_2": tmp_path / PARTS[0]}
-    with pytest.raises(PipelineError, match="was made of the transformer_2 .* it cannot be its transformer"):
+    with pytest.raises(PipelineError, match=r"was made of the transformer_2 .* it cannot be its transformer"):
         open_pipeline(str(folder), part="transformer", **swapped)
-    with pytest.raises(PipelineError, match="was made of the transformer of .* it cannot be its transformer_2"):
+    with pytest.raises(PipelineError, match=r"was made of the transformer of .* it cannot be its transformer_2"):
         open_pipeline(str(folder), part="transformer", transformer_2=tmp_path / PARTS[0])
 
 

@@ -105,7 +105,7 @@ def test_a_pipeline_that_would_end_for_want_of_ftfy_is_refused(copy: Path, monke
     assert locate(str(copy)) == copy
     monkeypatch.delattr(module, "ftfy")
     with pytest.raises(
-        PipelineError, match="is a SkyReelsV2Pipeline, which reads its prompts with .* pip install ftfy"
+        PipelineError, match=r"is a SkyReelsV2Pipeline, which reads its prompts with .* pip install ftfy"
     ):
         locate(str(copy))
 
