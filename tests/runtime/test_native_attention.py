@@ -95,6 +95,16 @@ def test_powers_of_two_are_within_their_stated_error() -> None:
     assert reference.power_of_two(torch.tensor([-math.inf, math.nan])).max() < 1e-37
 
 
+def test_shares_are_rounded_powers_of_two_and_never_rise_with_distance() -> None:
+    gap = torch.arange(0, reference.FURTHEST + 1).float()
+    found = reference.shares(gap)
+    exact = 255 * torch.exp2(-gap.double() / reference.OCTAVE)
+    assert (found - exact).abs().max() < 0.55, "half a code is rounding, the rest the polynomial's error"
+    assert (found.diff() <= 0).all()
+    assert (found[0], found[-1]) == (255, 0)
+    assert reference.shares(torch.tensor([math.inf, math.nan, 1e30])).tolist() == [0, 0, 0]
+
+
 def place_of_nan(which: str) -> tuple[Tensor, Tensor, Tensor]:
     tensors = {name: made((1, 2, 40, 16), torch.float32, index) for index, name in enumerate(("q", "k", "v"))}
     tensors[which][0, 1, 35, 3] = math.nan

@@ -16,7 +16,7 @@ struct attention {
     const float *key_mean, *value_mean;  /* [heads of all batches, width], [.., value_width] */
     int8_t *key_codes;                   /* [.., blocks * KEYS, quads * 4] */
     int32_t *key_start;                  /* [.., blocks * KEYS] */
-    float *key_step;                     /* [.., blocks * KEYS] */
+    float *key_step;                     /* [.., blocks] */
     float *key_poison;                   /* [..], NaN where a key is not finite, else 0 */
     int8_t *value_codes;                 /* [.., blocks * KEYS / TOGETHER, channels, TOGETHER] */
     float *value_step;                   /* [.., value_width] */

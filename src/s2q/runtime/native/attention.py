@@ -11,7 +11,7 @@ from torch import Tensor
 from s2q.runtime.attention_reference import KEYS, Means
 from s2q.runtime.native.library import share_out, why_not_there
 
-VERSION = 2
+VERSION = 3
 MODULE = "s2q.runtime.native._attention"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 MASK_KINDS = {None: 0, torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
@@ -104,7 +104,7 @@ def int8_attention(
     kept = {
         "key_codes": torch.empty(rows, blocks * KEYS, quads * 4, dtype=torch.int8),
         "key_start": torch.empty(rows, blocks * KEYS, dtype=torch.int32),
-        "key_step": torch.empty(rows, blocks * KEYS),
+        "key_step": torch.empty(rows, blocks),
         "key_poison": torch.empty(rows),
         "value_codes": torch.empty(rows, blocks * KEYS // 4, channels, 4, dtype=torch.int8),
         "value_step": torch.empty(rows, value_width),

@@ -50,6 +50,9 @@ static inline float magnitude(const float *row, int64_t columns) {
     return float_of(most);
 }
 
+/* The larger of two magnitudes; NaN is larger than any. */
+static inline float largest(float a, float b) { return bits_of(a) > bits_of(b) ? a : b; }
+
 static inline float step_of(float most) {
     const float step = most / 127.0f;
     return !(most <= 3.402823466e38f) ? NAN : step > 0.0f ? step : 1.0f;

@@ -8,22 +8,29 @@ enum { TOGETHER = KEYS };
 enum { TOGETHER = 4 };
 #endif
 
-static void pack_keys(const struct attention *a, int64_t head, float *row) {
+static void pack_keys(const struct attention *a, int64_t head, float *rows) {
     const int64_t padded = a->blocks * KEYS, bytes = a->quads * 4, width = a->width;
     const int64_t at = head / a->heads * a->key_stride[0] + head % a->heads * a->key_stride[1];
     int8_t *codes = a->key_codes + head * padded * bytes;
     int32_t *start = a->key_start + head * padded;
-    float *steps = a->key_step + head * padded, poison = 0.0f;
+    float *steps = a->key_step + head * a->blocks, poison = 0.0f;
     memset(codes, 0, padded * bytes);
     memset(start, 0, padded * sizeof *start);
-    memset(steps, 0, padded * sizeof *steps);
-    for (int64_t j = 0; j < a->keys; j++) {
-        if (j + AHEAD < a->keys) expect(a->key, at + (j + AHEAD) * a->key_stride[2], width, a->dtype);
-        load(row, a->key, at + j * a->key_stride[2], width, a->dtype);
-        subtract(row, a->key_mean + head * width, width);
-        steps[j] = step_of(magnitude(row, width));
-        start[j] = -128 * round_row(row, width, steps[j], codes + j * bytes);
-        poison += steps[j] * 0.0f;
+    for (int64_t block = 0; block < a->blocks; block++) {
+        const int64_t first = block * KEYS, last = first + KEYS < a->keys ? first + KEYS : a->keys;
+        float most = 0.0f;
+        for (int64_t j = first; j < last; j++) {
+            float *own = rows + (j - first) * width;
+            if (j + AHEAD < a->keys) expect(a->key, at + (j + AHEAD) * a->key_stride[2], width, a->dtype);
+            load(own, a->key, at + j * a->key_stride[2], width, a->dtype);
+            subtract(own, a->key_mean + head * width, width);
+            most = largest(most, magnitude(own, width));
+        }
+        const float step = step_of(most);
+        for (int64_t j = first; j < last; j++)
+            start[j] = -128 * round_row(rows + (j - first) * width, width, step, codes + j * bytes);
+        steps[block] = step;
+        poison += step * 0.0f;
     }
     a->key_poison[head] = poison;
 }
@@ -63,14 +70,14 @@ static void pack_values(const struct attention *a, int64_t head, float *row, int
 
 /* Keys and values of heads `start` to `stop` as codes. Returns 0, or 1 if there is no memory. */
 int NAMED(s2q_attention_pack, SET)(const struct attention *a, int64_t start, int64_t stop) {
-    float *row = malloc((a->width > a->value_width ? a->width : a->value_width) * sizeof(float));
+    float *rows = malloc((a->width > a->value_width ? a->width : a->value_width) * KEYS * sizeof(float));
     int8_t *codes = malloc(4 * a->channels);
-    const int missing = !row || !codes;
+    const int missing = !rows || !codes;
     for (int64_t head = start; head < stop && !missing; head++) {
-        pack_keys(a, head, row);
-        pack_values(a, head, row, codes);
+        pack_keys(a, head, rows);
+        pack_values(a, head, rows, codes);
     }
     free(codes);
-    free(row);
+    free(rows);
     return missing;
 }

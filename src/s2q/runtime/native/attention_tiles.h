@@ -2,18 +2,19 @@
 #if defined(__AMX_INT8__)
 #include "tiles.h"
 
-enum { SIDE = 16, SPREAD = WIDE * VECTOR };
+/* AT_ONCE channels are multiplied before any of their sums is looked at: a tile is long on its way. */
+enum { SIDE = 16, AT_ONCE = 4 * SIDE, SPREAD = WIDE * VECTOR };
 
 /* Quads of a product: all of them, or as many equal parts as they fit in. */
 INLINE int64_t quads_at_once(int64_t quads) { return quads / ((quads + SIDE - 1) / SIDE); }
 
-/* Tiles 0 to 3 are sums, or shares of a vector of queries; 4 keys, 5 queries, 6 values, 7 shares. */
+/* Tiles 0 to 3 are sums, 4 keys, 5 queries, 6 values, 7 shares of a vector of queries. */
 static void start_tiles(int64_t quads) {
     const uint8_t part = (uint8_t)quads_at_once(quads);
     configure((uint8_t[8]){16, 16, 16, 16, 16, part, 16, 16}, (uint16_t[8]){64, 64, 64, 64, 4 * part, 64, 64, 64});
 }
 
-/* Σ of the products of a block of keys and all queries, 128 in each code of a query included. */
+/* Σ of the products of a block of keys and all queries. */
 INLINE void multiply_keys(const struct attention *a, const int8_t *keys, const ints (*queries)[WIDE], ints (*sums)[WIDE]) {
     const int64_t part = quads_at_once(a->quads), row = 4 * a->quads;
     settle();
@@ -23,9 +24,9 @@ INLINE void multiply_keys(const struct attention *a, const int8_t *keys, const i
     for (int64_t d = 0; d < a->quads; d += part) {             \
         _tile_loadd(4, keys + (j) * row + 4 * d, row);         \
         _tile_loadd(5, &queries[d][0], SPREAD);                \
-        _tile_dpbsud(one, 4, 5);                               \
+        _tile_dpbssd(one, 4, 5);                               \
         _tile_loadd(5, &queries[d][1], SPREAD);                \
-        _tile_dpbsud(other, 4, 5);                             \
+        _tile_dpbssd(other, 4, 5);                             \
     }                                                          \
     _tile_stored(one, &sums[j][0], SPREAD);                    \
     _tile_stored(other, &sums[j][1], SPREAD);
@@ -36,22 +37,21 @@ INLINE void multiply_keys(const struct attention *a, const int8_t *keys, const i
 #undef SUM
 }
 
-/* Shares of a block into tiles, for `multiply_values`. */
-INLINE void take_shares(const ints (*shares)[WIDE]) {
-    settle();
-    _tile_loadd(3, &shares[0][0], SPREAD);
-    _tile_loadd(7, &shares[0][1], SPREAD);
-}
-
-/* Σ of the products of 16 channels of a block of values and the shares. */
-INLINE void multiply_values(const int8_t *values, ints (*sums)[WIDE]) {
-    _tile_loadd(6, values, KEYS);
-    _tile_zero(0);
-    _tile_dpbsud(0, 6, 3);
-    _tile_stored(0, &sums[0][0], SPREAD);
-    _tile_zero(1);
-    _tile_dpbsud(1, 6, 7);
-    _tile_stored(1, &sums[0][1], SPREAD);
+/* Σ of the products of the shares of a vector of queries and up to 64 channels of a block of values. */
+INLINE void multiply_values(const int8_t *values, int64_t channels, const ints (*shares)[WIDE], ints *sums) {
+    _tile_loadd(7, shares, SPREAD);
+#define MULTIPLY(tile)                                     \
+    if (channels > SIDE * (tile)) {                        \
+        _tile_zero(tile);                                  \
+        _tile_loadd(6, values + SIDE * KEYS * (tile), KEYS); \
+        _tile_dpbsud(tile, 6, 7);                          \
+    }
+#define STORE(tile) \
+    if (channels > SIDE * (tile)) _tile_stored(tile, sums + SIDE * (tile), VECTOR);
+    MULTIPLY(0) MULTIPLY(1) MULTIPLY(2) MULTIPLY(3)
+    STORE(0) STORE(1) STORE(2) STORE(3)
+#undef STORE
+#undef MULTIPLY
 }
 
 #endif
