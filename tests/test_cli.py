@@ -213,6 +213,10 @@ def test_plan_says_in_json_what_quantizing_then_does(result: Path, tiny_pipeline
     schemes = config["quantization_config"]["schemes"]
     assert set(planned["targets"]) == {name for scheme in schemes for name in scheme["targets"]}
     assert not set(planned["targets"]) & set(planned["kept"])
+    reasons = [f"  keep     {name}: {reason}" for name, reason in planned["kept"].items()]
+    assert set(reasons) <= set(finished.out.splitlines()), "a line each, however narrow the terminal"
+    assert "main memory of cpu, about" in finished.out
+    assert set(planned["companion_bytes"]) == {"text_encoder", "vae"}
 
 
 def test_quantize_removes_its_work_folder_unless_told_to_keep_it(

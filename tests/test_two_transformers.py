@@ -129,8 +129,11 @@ def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, fold
 
 def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both(folder: Path, tmp_path: Path) -> None:
     size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
-    finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "none.json", *size], tmp_path / "logs")
-    assert "two transformers" in " ".join(finished.err.split())
+    finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "plans.json", *size], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    plans = read_json(tmp_path / "plans.json")["parts"]
+    assert set(plans) == set(PARTS)
+    assert all(f"{part} " in finished.out for part in PARTS)
     eight = ["--recipe", "rtn", "--bits", "W8A8"]
     commands = {
         "plan": ["plan", folder, "--recipe", "rtn", "--part", "transformer_2"],

@@ -22,7 +22,7 @@ from s2q.models.folder import PipelineError
 DEMO = "demo"
 DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
 """The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
-CONFIGURATIONS = ("*.json", "*/config.json", "*/scheduler_config.json", "*.safetensors.index.json")
+CONFIGURATIONS = ("model_index.json", "*/config.json", "*.safetensors.index.json")
 """What planning reads, and what tells whether s2q knows a pipeline; `*` also stands for folders."""
 FILES = (".safetensors", ".bin", ".ckpt", ".pt", ".gguf", ".json", ".mp4")
 """How names end that are files here and not repositories."""
