@@ -15,13 +15,20 @@ def companion_bytes(folder: Path, part: str, dtype: torch.dtype) -> dict[str, in
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     counted = {}
     for name, entry in index.items():
-        if name == part or not isinstance(entry, list) or not (folder / name / "config.json").is_file():
+        if (
+            name == part
+            or not isinstance(entry, list)
+            or entry[0] is None
+            or not (folder / name / "config.json").is_file()
+        ):
             continue
-        library = transformers if entry[0] == "transformers" else diffusers
-        kind = getattr(library, str(entry[1]), None)
+        # As diffusers names where a class is: a library, or the folder of its pipelines that has one of its own.
+        places = {"transformers": transformers, "diffusers": diffusers}
+        place = places.get(entry[0]) or getattr(diffusers.pipelines, entry[0], diffusers)
+        kind = getattr(place, str(entry[1]), None)
         if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-            continue  # a class of the pipeline's own, or no model
-        if library is transformers:
+            continue
+        if place is transformers:
             model = empty_text_encoder(folder / name, entry[1])
         else:
             with torch.device("meta"):
