@@ -15,7 +15,13 @@ CLIPS = ((81, 480, 832), (49, 480, 832), (33, 480, 832), (49, 256, 448), (17, 25
 
 
 def advise(
-    made: Plan, beside: Mapping[str, int], free: int, device: str, again: Callable[[Mapping[str, Any]], Plan]
+    made: Plan,
+    beside: Mapping[str, int],
+    free: int,
+    device: str,
+    again: Callable[[Mapping[str, Any]], Plan],
+    *,
+    trains: bool = False,
 ) -> list[str]:
     """Lines of advice, none where `made` fits in memory and time.
 
@@ -23,6 +29,7 @@ def advise(
         beside: model → bytes of what else the pipeline loads, see `companion_bytes`; text encoders leave first.
         free: bytes that are free on `device`.
         again: the plan of the same with these arguments of a call in place of those that `made` was made with.
+        trains: whether the recipe does, which takes most of the memory.
     """
     lines = []
     staying = {name: count for name, count in beside.items() if not name.startswith("text_encoder")}
@@ -30,7 +37,8 @@ def advise(
     have = f"the {size(free)} that are free on {device}" if free < CARD_BYTES else "a common large card has, 24 GiB"
     if made.streamed_memory_bytes > room:
         what = f"with {' and '.join(staying)}, " if staying else ""
-        lines.append(f"Even with --stream this is, {what}more than {have}: {_smaller(room, made, again)}")
+        other = "; --recipe gptq, which trains nothing, takes far less" if trains else ""
+        lines.append(f"Even with --stream this is, {what}more than {have}: {_smaller(room, made, again)}{other}")
     elif made.memory_bytes > room:
         lines.append(f"Without --stream this is more than {have}; with it, the default where memory is short, it fits")
     if (spent := sum(made.seconds.values())) > TOO_LONG:
@@ -47,6 +55,6 @@ def _smaller(room: int, made: Plan, again: Callable[[Mapping[str, Any]], Plan]) 
         if other.tokens < made.tokens and other.streamed_memory_bytes <= room:
             return (
                 f"calibrate on shorter or smaller clips than you will make, such as --num-frames {frames} --height {height} "
-                f"--width {width}, {size(other.streamed_memory_bytes)} with --stream; see docs/scale.md"
+                f"--width {width}, {size(other.streamed_memory_bytes)} with --stream"
             )
     return "shorter clips do not help; take --recipe rtn, which loads the transformer alone, or another machine"

@@ -117,7 +117,7 @@ def _plan_part(
     def again(other: Mapping[str, Any]) -> Plan:
         return make_plan(folder, recipe, call | other, device, dtype, part=part, timed=False)
 
-    for line in advise(made, beside, free_memory(device), device, again):
+    for line in advise(made, beside, free_memory(device), device, again, trains=recipe.trains):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if layers:
         for name, (n, k) in made.targets.items():
