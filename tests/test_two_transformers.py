@@ -14,6 +14,7 @@ from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 from s2q.assessment import evaluate
 from s2q.calibration.recording import record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.cli_open import open_for
 from s2q.evaluation.video import read_clip
 from s2q.models.folder import PARTS, PipelineError
 from s2q.models.pipelines import OpenPipeline, open_pipeline
@@ -21,6 +22,7 @@ from s2q.progress import NoProgress
 from s2q.reuse import ReuseError
 from s2q.run import quantize
 from s2q.storage import read_json
+from s2q.text_encoders.quantize import quantize_text_encoder, text_recipe
 
 CALL = dict(FAMILIES["wan"].call) | {"num_inference_steps": 5}
 
@@ -125,6 +127,13 @@ def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, fold
     assert finished.status == 0, finished.err
     made = WanTransformer3DModel.from_pretrained(out).proj_out.weight
     assert torch.equal(made, WanTransformer3DModel.from_pretrained(folder / "transformer_2").proj_out.weight)
+
+
+def test_a_quantized_text_encoder_goes_with_either(folder: Path, tmp_path: Path) -> None:
+    made = quantize_text_encoder(str(folder), text_recipe("rtn", "W8A16"), tmp_path / "text").folder
+    for part in PARTS:
+        opened = open_for(str(folder), [made], device="cpu", dtype=None, part=part)
+        assert opened.pipe.text_encoder.is_quantized
 
 
 def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both(folder: Path, tmp_path: Path) -> None:
