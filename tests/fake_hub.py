@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 
 import huggingface_hub
 import pytest
-from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 
@@ -37,11 +36,9 @@ def fake_hub(cache: Path, patch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     Thread(target=server.serve_forever, daemon=True).start()
     use_endpoint(patch, f"http://127.0.0.1:{server.server_port}")
     patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    disable_progress_bars()
     try:
         yield hub
     finally:
-        enable_progress_bars()
         server.shutdown()
         server.server_close()
 

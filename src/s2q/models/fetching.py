@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from s2q.models.folder import PipelineError
 
@@ -63,7 +64,7 @@ def fetch_configurations(repo_id: str) -> Path:
     Raises:
         PipelineError: it cannot be had, and why; or it is no pipeline of diffusers.
     """
-    with _quiet(), _explained(repo_id):
+    with _quiet(), _without_bars(), _explained(repo_id):
         folder = Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(CONFIGURATIONS)))
     if not (folder / "model_index.json").is_file():
         raise PipelineError(
@@ -95,6 +96,18 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    if are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager
