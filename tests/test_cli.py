@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from processes import Finished, run_s2q
-from tiny import CHEAP, PROMPTS
+from tiny import CHEAP, PROMPTS, without_weights
 
 SIZE = ("--steps", "2", "--height", "16", "--width", "16", "--num-frames", "5", "--device", "cpu")
 SETS = tuple(word for change in CHEAP for word in ("--set", change))
@@ -213,6 +213,10 @@ def test_plan_says_in_json_what_quantizing_then_does(result: Path, tiny_pipeline
     schemes = config["quantization_config"]["schemes"]
     assert set(planned["targets"]) == {name for scheme in schemes for name in scheme["targets"]}
     assert not set(planned["targets"]) & set(planned["kept"])
+    reasons = [f"  keep     {name}: {reason}" for name, reason in planned["kept"].items()]
+    assert set(reasons) <= set(finished.out.splitlines()), "a line each, however narrow the terminal"
+    assert "main memory of cpu, about" in finished.out
+    assert set(planned["companion_bytes"]) == {"text_encoder", "vae"}
 
 
 def test_quantize_removes_its_work_folder_unless_told_to_keep_it(
@@ -293,3 +297,14 @@ def test_compare_refuses_a_recipe_before_anything_is_loaded(tiny_pipeline: Path,
     finished = run_s2q(["compare", tiny_pipeline, "--recipe", "awq", "-o", tmp_path / "out"], tmp_path / "logs")
     one_line_and_nothing_else(finished, "awq")
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_wants_configurations_alone_and_says_what_it_assumes(tiny_pipeline: Path, tmp_path: Path) -> None:
+    bare = without_weights(tiny_pipeline, tmp_path / "bare")
+    finished = run_s2q(["plan", bare, *SIZE, "--json", tmp_path / "plan.json"], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    planned = json.loads((tmp_path / "plan.json").read_text())
+    assert planned["float_bytes_assumed"] is True
+    assert "2 bytes a weight assumed" in " ".join(finished.out.replace("│", " ").split())
+    arguments = ["generate", bare, "--prompt", "a", "-o", tmp_path / "a.mp4"]
+    one_line_and_nothing_else(run_s2q(arguments, tmp_path / "logs"), "no weights")

@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, RepoUrl
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from tiny import folder_bytes, tampered
 
@@ -29,6 +29,8 @@ class StandIn:
         self.calls: list[str] = []
         self.files: dict[str, bytes] = {}
         self.private: bool | None = None
+        self.committed_to: str | None = None
+        self.renamed: dict[str, str] = {}
         self._fails = fails or {}
 
     def _called(self, name: str) -> None:
@@ -40,14 +42,15 @@ class StandIn:
         self._called("whoami")
         return {"name": "someone"}
 
-    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool, repo_type: str) -> str:
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool, repo_type: str) -> RepoUrl:
         self._called("create_repo")
         assert (exist_ok, repo_type) == (True, "model")
         self.private = private
-        return f"https://huggingface.co/{repo_id}"
+        return RepoUrl(f"https://huggingface.co/{self.renamed.get(repo_id, repo_id)}")
 
     def create_commit(self, repo_id: str, operations: list, *, commit_message: str, repo_type: str) -> None:
         self._called("create_commit")
+        self.committed_to = repo_id
         for operation in operations:
             with operation.as_file() as file:
                 self.files[operation.path_in_repo] = file.read()
@@ -158,7 +161,7 @@ def refusal(status: int) -> HfHubHTTPError:
         headers: dict[str, str] = {}  # noqa: RUF012
         request = None
 
-    return HfHubHTTPError(f"{status} from the hub", response=Response())
+    return HfHubHTTPError(f"{status} from\n\nthe hub", response=Response())
 
 
 FAILURES = {
@@ -176,8 +179,9 @@ FAILURES = {
 def test_a_hub_that_does_not_take_it_is_one_clear_error(case: str, folder: Path) -> None:
     where, error, said = FAILURES[case]
     hub = StandIn({where: error})
-    with pytest.raises(HubError, match=said):
+    with pytest.raises(HubError, match=said) as caught:
         push(prepare_upload(folder), REPO, hub)
+    assert "\n" not in str(caught.value)
     assert hub.files == {}
 
 
@@ -188,6 +192,7 @@ def test_the_command_says_what_it_uploads_and_a_dry_run_uploads_nothing(
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     command(folder, REPO, dry_run=True, json_file=tmp_path / "dry.json")
     assert hub.calls == []
+    assert capsys.readouterr().out.endswith("\nnothing was uploaded: --dry-run\n")
     command(folder, REPO, private=True, json_file=tmp_path / "push.json")
     assert hub.private is True
     said = capsys.readouterr().out
@@ -196,5 +201,25 @@ def test_the_command_says_what_it_uploads_and_a_dry_run_uploads_nothing(
     dry, done = (json.loads((tmp_path / name).read_text()) for name in ("dry.json", "push.json"))
     assert dry["bytes"] == done["bytes"] == sum(len(content) for content in hub.files.values())
     assert (dry["url"], done["url"]) == (None, f"https://huggingface.co/{REPO}")
-    with pytest.raises(ValueError, match="repo"):
-        command(folder, "not/a/repo")
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "said"), [("demo", "such as me/demo"), ("not/a/repo", "OWNER/NAME"), ("a b/c", "a b")]
+)
+def test_what_is_no_owner_and_name_is_refused_dry_or_not(repo_id: str, said: str, folder: Path) -> None:
+    for dry_run in (True, False):
+        with pytest.raises(HubError, match=said) as caught:
+            command(folder, repo_id, dry_run=dry_run)
+        assert "\n" not in str(caught.value)
+    hub = StandIn()
+    with pytest.raises(HubError, match=said):
+        push(prepare_upload(folder), repo_id, hub)
+    assert hub.calls == []
+
+
+def test_the_commit_goes_where_the_hub_says_that_the_repository_is(folder: Path) -> None:
+    """It may have been renamed, and the hub answers with its name of today."""
+    hub = StandIn()
+    hub.renamed = {REPO: "someone/other"}
+    assert push(prepare_upload(folder), REPO, hub) == "https://huggingface.co/someone/other"
+    assert hub.committed_to == "someone/other"

@@ -7,11 +7,14 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from tiny import without_weights
 
 from s2q import expected_seconds
+from s2q.demo import GENERATION
+from s2q.demo import pipeline_dir as demo_folder
 from s2q.models import resolve
 from s2q.models.geometry import geometry, vae_factors
-from s2q.models.pipelines import default_call
+from s2q.models.pipelines import PipelineError, default_call, locate
 from s2q.numerics.gptq import STEPS_TRIED
 from s2q.planning import Plan, plan
 from s2q.recipes import get_recipe, override
@@ -202,7 +205,42 @@ def test_whole_plans_are_made_of_other_families(name: str, recipe: str, paramete
     assert made.bits_per_block_weight == 4.0
     assert made.quantized_bytes < 0.32 * made.float_bytes
     assert not any(name.startswith(("blocks.", "transformer_blocks.", "single_")) for name in made.kept)
-    assert all((seconds > 0) == (recipe == "s2q_vdit") for seconds in made.seconds.values())
+    assert [stage for stage, seconds in made.seconds.items() if seconds] == (
+        list(made.seconds) if recipe == "s2q_vdit" else ["calibration"]
+    )
+
+
+def test_rounding_alone_is_foretold_in_minutes_as_it_was_measured(tmp_path: Path):
+    """`benchmarks/real_size.py HunyuanVideo --recipe rtn` took 906 s with one thread."""
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "HunyuanVideoTransformer3DModel"}')
+    seconds = plan(tmp_path, get_recipe("rtn", "W4A6")).seconds
+    assert sum(seconds.values()) == pytest.approx(906, rel=0.1)
+
+
+def test_a_program_plans_what_it_opens_by_word_folder_and_call(tiny_pipeline: Path):
+    recipe = get_recipe("rtn", "W4A8")
+    made = plan(str(tiny_pipeline), recipe)
+    assert made == plan(tiny_pipeline, recipe)
+    demo = plan("demo", recipe)
+    assert demo.tokens == plan(demo_folder(), recipe, GENERATION["cogvideox"]).tokens
+    assert plan("demo", recipe, {"num_frames": 5}).tokens < demo.tokens
+    with pytest.raises(PipelineError, match="is not a folder"):
+        plan("nowhere", recipe)
+
+
+def test_a_folder_of_configurations_is_enough_and_what_is_assumed_is_said(tiny_pipeline: Path, tmp_path: Path):
+    bare = without_weights(tiny_pipeline, tmp_path / "bare")
+    recipe = get_recipe("s2q_vdit", "W4A6")
+    whole, made = (plan(str(folder), recipe, timed=False) for folder in (tiny_pipeline, bare))
+    assert (whole.float_bytes_assumed, made.float_bytes_assumed) == (False, True)
+    assert made.float_bytes == whole.float_bytes // 2, "the tiny pipeline is stored in float32"
+    assert made.targets == whole.targets
+    with pytest.raises(PipelineError, match="has no weights"):
+        locate(str(bare))
+    (bare / "transformer" / "config.json").unlink()
+    with pytest.raises(PipelineError, match=r"transformer/config\.json is missing"):
+        plan(str(bare), recipe)
 
 
 def test_a_second_guidance_branch_costs_memory_and_disk(tiny_pipeline: Path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from s2q.models.pipelines import DEMO
+from s2q.models.fetching import DEMO
 from s2q.prompts import CALIBRATION, EVALUATION, calibration_prompts, evaluation_prompts, read_prompts, readback_of
 from s2q.recipe import SamplerSpec
 

@@ -14,6 +14,7 @@ from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 from s2q.assessment import evaluate
 from s2q.calibration.recording import record_trajectories
 from s2q.checkpoint import PROVENANCE_NAME
+from s2q.cli_open import open_for
 from s2q.evaluation.video import read_clip
 from s2q.models.folder import PARTS, PipelineError
 from s2q.models.pipelines import OpenPipeline, open_pipeline
@@ -21,6 +22,7 @@ from s2q.progress import NoProgress
 from s2q.reuse import ReuseError
 from s2q.run import quantize
 from s2q.storage import read_json
+from s2q.text_encoders.quantize import quantize_text_encoder, text_recipe
 
 CALL = dict(FAMILIES["wan"].call) | {"num_inference_steps": 5}
 
@@ -132,10 +134,20 @@ def test_the_command_line_quantizes_the_part_that_is_asked_for(recipe: str, fold
     assert torch.equal(made, WanTransformer3DModel.from_pretrained(folder / "transformer_2").proj_out.weight)
 
 
+def test_a_quantized_text_encoder_goes_with_either(folder: Path, tmp_path: Path) -> None:
+    made = quantize_text_encoder(str(folder), text_recipe("rtn", "W8A16"), tmp_path / "text").folder
+    for part in PARTS:
+        opened = open_for(str(folder), [made], device="cpu", dtype=None, part=part)
+        assert opened.pipe.text_encoder.is_quantized
+
+
 def test_the_command_line_plans_runs_compares_and_generates_with_either_and_both(folder: Path, tmp_path: Path) -> None:
     size = ["--steps", "5", "--height", "32", "--width", "32", "--num-frames", "5", "--device", "cpu"]
-    finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "none.json", *size], tmp_path / "logs")
-    assert "two transformers" in " ".join(finished.err.split())
+    finished = run_s2q(["plan", folder, "--recipe", "rtn", "--json", tmp_path / "plans.json", *size], tmp_path / "logs")
+    assert finished.status == 0, finished.err
+    plans = read_json(tmp_path / "plans.json")["parts"]
+    assert set(plans) == set(PARTS)
+    assert all(f"{part} " in finished.out for part in PARTS)
     eight = ["--recipe", "rtn", "--bits", "W8A8"]
     commands = {
         "plan": ["plan", folder, "--recipe", "rtn", "--part", "transformer_2"],

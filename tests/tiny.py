@@ -236,3 +236,9 @@ def tampered(
     config(settings)
     (copy / "config.json").write_text(json.dumps(settings))
     return copy
+
+
+def without_weights(pipeline: Path, folder: Path) -> Path:
+    """A copy of a pipeline's configurations alone."""
+    shutil.copytree(pipeline, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    return folder

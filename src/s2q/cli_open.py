@@ -23,10 +23,10 @@ def open_for(source: str, text_encoders: list[Path] | None = None, beside: bool 
     dtype = chosen_dtype(options.pop("dtype"), device)
     quantized = {}
     if text_encoders:
-        from s2q.models.pipelines import locate
+        from s2q.models.pipelines import locate_configurations
         from s2q.text_encoders.opening import load_text_encoders
 
-        quantized = load_text_encoders(locate(source), text_encoders, dtype, device)
+        quantized = load_text_encoders(locate_configurations(source)[0], text_encoders, dtype, device)
     own = {} if beside else quantized
     opened = open_pipeline(source, dtype=dtype, device=device, text_encoders=own, **options)
     opened.text_encoders = quantized if beside else {}

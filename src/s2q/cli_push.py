@@ -26,12 +26,11 @@ def push(
 ) -> None:
     """Publish a quantized transformer on the Hugging Face hub, with its model card."""
     from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
 
-    from s2q.hub import prepare_upload
+    from s2q.hub import check_repo_id, prepare_upload
     from s2q.hub import push as publish
 
-    validate_repo_id(repo_id)
+    check_repo_id(repo_id)
     upload = prepare_upload(folder, pipeline=pipeline, report=report)
     for name, content in upload.files.items():
         count = len(content) if isinstance(content, bytes) else content.stat().st_size
@@ -39,6 +38,6 @@ def push(
     said = f"{len(upload.files)} files, {size(upload.bytes)}, to {repo_id}{', private' if private else ''}"
     console.print(said, markup=False, highlight=False, soft_wrap=True)
     url = None if dry_run else publish(upload, repo_id, HfApi(), private=private)
-    if url is not None:
-        console.print(f"published: {url}", markup=False, highlight=False, soft_wrap=True)
+    done = "nothing was uploaded: --dry-run" if url is None else f"published: {url}"
+    console.print(done, markup=False, highlight=False, soft_wrap=True)
     write_summary(json_file, {"repo_id": repo_id, "files": list(upload.files), "bytes": upload.bytes, "url": url})

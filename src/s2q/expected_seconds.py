@@ -18,6 +18,9 @@ TRAINING_FORWARDS = 3.5
 SECONDS_A_CALL = 60e-6
 # What Python and the small matrices of the transforms cost a training step, whatever the width: measured on the demo.
 SECONDS_A_STEP = 0.02
+# What reading, rounding, packing, checking and writing cost a weight of the blocks: benchmarks/real_size.py measured 906 s for
+# HunyuanVideo and 416 s for CogVideoX-5B, with rtn, on one thread.
+SECONDS_A_WEIGHT = 7e-8
 # Seconds of measuring after which a product is not repeated: what is slow is steady.
 LONG_ENOUGH = 0.2
 
@@ -25,13 +28,17 @@ LONG_ENOUGH = 0.2
 def expected_seconds(
     model: nn.Module, family: Family, recipe: Recipe, sizes: Geometry, device: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, float]:
-    """Stage of calibration → seconds. A forward is timed as its linears and its attention, with random weights.
+    """Stage → seconds, with calibration what is read, rounded and written.
+
+    A forward is timed as its linears and its attention, with random weights.
 
     Args:
         model: on the meta device.
         dtype: that the pipeline runs in. Blocks are calibrated in float32, whatever it is.
     """
     seconds = dict.fromkeys(("trajectories", "selection", "token_weights", "calibration"), 0.0)
+    weights = sum(p.numel() for _, block in family.blocks(model) for p in block.parameters())
+    seconds["calibration"] = SECONDS_A_WEIGHT * weights
     if not recipe.needs_samples:
         return seconds
     kinds = [kind for attribute in family.block_lists if len(kind := getattr(model, attribute))]
@@ -44,7 +51,7 @@ def expected_seconds(
     seconds["selection"] = 0.01 * seconds["trajectories"]
     if recipe.uses_token_weights:
         seconds["token_weights"] = recipe.sampler.count * 1.5 * pipeline_forward
-    seconds["calibration"] = recipe.sampler.count * 5 * forward
+    seconds["calibration"] += recipe.sampler.count * 5 * forward
     if recipe.uses_gptq:
         seconds["calibration"] += sum(
             len(kind) * _rounding_seconds(kind[0], family, recipe.gptq, device) for kind in kinds

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from huggingface_hub import CommitOperationAdd
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
 from s2q.card import CARD_NAME, is_hub_id, model_card
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.export.source import QuantizedFolder, open_folder
+from s2q.models.fetching import HTTP_ERROR
 from s2q.models.folder import PARTS
 from s2q.models.lookup import resolve
 from s2q.shards import INDEX_NAME
@@ -46,6 +47,20 @@ class Upload:
         return sum(
             len(content) if isinstance(content, bytes) else content.stat().st_size for content in self.files.values()
         )
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Whether `repo_id` is OWNER/NAME.
+
+    Raises:
+        HubError: it is not.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no REPO_ID, which is OWNER/NAME, such as me/video-w4a8: {error}") from None
+    if "/" not in repo_id:
+        raise HubError(f"{repo_id!r} has no owner: REPO_ID is OWNER/NAME, such as me/{repo_id}")
 
 
 def prepare_upload(folder: Path, *, pipeline: str | None = None, report: Path | None = None) -> Upload:
@@ -86,16 +101,15 @@ def push(upload: Upload, repo_id: str, hub: Hub, *, private: bool = False) -> st
     """Make the repository, if it is not there, and publish in one commit; gives the address.
 
     Raises:
-        HubError: not logged in, refused, or not reachable.
-        ValueError: `repo_id` is none.
+        HubError: not logged in, refused, or not reachable; or `repo_id` is none, see `check_repo_id`.
     """
-    validate_repo_id(repo_id)
+    check_repo_id(repo_id)
     try:
         hub.whoami()
         url = hub.create_repo(repo_id, private=private, exist_ok=True, repo_type="model")
         operations = [CommitOperationAdd(name, content) for name, content in upload.files.items()]
         hub.create_commit(
-            repo_id, operations, commit_message="Upload a transformer quantized by s2q", repo_type="model"
+            url.repo_id, operations, commit_message="Upload a transformer quantized by s2q", repo_type="model"
         )
     except LocalTokenNotFoundError:
         raise HubError(
@@ -104,11 +118,15 @@ def push(upload: Upload, repo_id: str, hub: Hub, *, private: bool = False) -> st
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         why = "the token is not valid, or may not write there: " if status in (401, 403) else ""
-        raise HubError(f"the hub refuses {repo_id}: {why}{error}") from error
-    except (OfflineModeIsEnabled, ConnectionError, TimeoutError, HfHubHTTPError.__bases__[0]) as error:
-        # The last is the base of all errors of the library that the hub's client speaks HTTP with.
-        raise HubError(f"the hub cannot be reached, nothing is published: {error}") from error
+        raise HubError(f"the hub refuses {repo_id}: {why}{_line(error)}") from error
+    except (OfflineModeIsEnabled, ConnectionError, TimeoutError, HTTP_ERROR) as error:
+        raise HubError(f"the hub cannot be reached, nothing is published: {_line(error)}") from error
     return str(url)
+
+
+def _line(error: Exception) -> str:
+    """The hub's own errors have several."""
+    return " ".join(str(error).split())
 
 
 def _public(source: str) -> str:

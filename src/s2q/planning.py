@@ -9,19 +9,18 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from s2q.checkpoint import tensor_layout
 from s2q.expected_seconds import expected_seconds, token_width
 from s2q.models.family import Family
-from s2q.models.folder import PARTS, weight_files
+from s2q.models.folder import PARTS
 from s2q.models.geometry import Geometry, geometry, vae_factors
 from s2q.models.lookup import resolve
+from s2q.models.pipelines import default_call, locate_configurations
+from s2q.models.stored import ASSUMED, stored_bytes
 from s2q.quantization.schemes import groups_for, scheme_for, scheme_spec
 from s2q.recipe import Recipe
-
-DTYPE_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,8 @@ class Plan:
     """Linear that stays in floating point → why."""
     parameters: int
     float_bytes: int
+    float_bytes_assumed: bool
+    """Whether neither weights nor configurations tell how a weight is stored; then two bytes are assumed."""
     quantized_bytes: int
     bits_per_block_weight: float
     tokens: int
@@ -44,7 +45,7 @@ class Plan:
     seconds: dict[str, float]
     """Estimate by stage on this machine."""
     memory_bytes: int
-    """Estimate of the most that calibration holds at once, text encoders apart."""
+    """Estimate of the most that calibration holds at once on its device, the pipeline's other models apart."""
     streamed_memory_bytes: int
     """The same with `--stream`: blocks and hidden states stay on disk."""
     disk_bytes: int
@@ -58,23 +59,30 @@ class Plan:
 
 
 def plan(
-    folder: Path,
+    source: str | Path,
     recipe: Recipe,
-    call: Mapping[str, Any],
+    call: Mapping[str, Any] | None = None,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     *,
     part: str = PARTS[0],
     timed: bool = True,
 ) -> Plan:
-    """Plan the quantization of the pipeline in `folder`.
+    """Plan the quantization of a pipeline.
 
     Args:
+        source: a folder, a hub id or the word of a demo, see `open_pipeline`; configurations are enough, and of a hub id
+            nothing else is fetched. A `Path` is taken as it is: it may lack all that is not planned with.
         call: arguments of the pipeline's calls; steps and size are taken from it, else from the configuration.
         dtype: of the pipeline while it is recorded and its blocks are replayed.
         part: which of the pipeline's transformers is meant.
         timed: whether time is estimated, which takes a second or two; else `seconds` is empty.
+
+    Raises:
+        PipelineError: see `locate_configurations`.
     """
+    folder = source if isinstance(source, Path) else locate_configurations(source)[0]
+    call = default_call(str(source), folder) | dict(call or {})
     config = json.loads((folder / part / "config.json").read_text())
     model_class = getattr(diffusers, config["_class_name"])
     with torch.device("meta"):
@@ -86,7 +94,8 @@ def plan(
     sizes = geometry(family, model.config, _factors(folder / "vae" / "config.json"), call)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     parameters = sum(math.prod(shape) for shape in shapes.values())
-    element = _stored_bytes(folder / part)
+    stored = stored_bytes(folder / part, "diffusion_pytorch_model", parameters)
+    element = stored or ASSUMED
     targets, packed, extra = _targets(model, family, recipe)
     block_weights = sum(n * k for n, k in targets.values())
     states = _states(model, family, sizes) * dtype.itemsize
@@ -100,6 +109,7 @@ def plan(
         kept=_kept(model, family, targets),
         parameters=parameters,
         float_bytes=parameters * element,
+        float_bytes_assumed=stored is None,
         quantized_bytes=(parameters - block_weights) * element + packed + extra,
         bits_per_block_weight=8 * packed / block_weights,
         tokens=sizes.tokens,
@@ -109,15 +119,6 @@ def plan(
         disk_bytes=disk,
         streamed_disk_bytes=disk + (2 + recipe.optim.propagate_error) * _samples(recipe) * states,
     )
-
-
-def _stored_bytes(folder: Path) -> int:
-    """Bytes of a weight as stored, by the first floating tensor found; bf16 if the files are not here."""
-    for path in weight_files(folder):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                return DTYPE_BYTES.get(file.get_slice(name).get_dtype(), 2)
-    return 2
 
 
 def _targets(model: nn.Module, family: Family, recipe: Recipe) -> tuple[dict[str, tuple[int, int]], int, int]:

@@ -13,6 +13,9 @@ from tiny_encoders import with_encoder
 from tiny_families import FAMILIES
 from transformers import T5EncoderModel
 
+from s2q.checkpoint import CheckpointError
+from s2q.export.source import open_folder
+from s2q.hub import prepare_upload
 from s2q.models.pipelines import OpenPipeline
 from s2q.package import OutputError
 from s2q.text_encoders.calibration import record_tokens
@@ -101,6 +104,12 @@ def test_a_recipe_that_cannot_be_is_refused(recipe: str, bits: str, changes: lis
 def test_gptq_without_prompts_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give prompts"):
         quantize_text_encoder(str(tiny_pipeline), text_recipe("gptq", "W4A16"), tmp_path / "out")
+
+
+def test_push_and_export_say_that_they_take_transformers_alone(packed_own: Path) -> None:
+    for take in (prepare_upload, open_folder):
+        with pytest.raises(CheckpointError, match=r"is a quantized text encoder \(T5EncoderModel\).*hf upload"):
+            take(packed_own)
 
 
 def test_the_command_line_from_end_to_end_on_the_demo(tmp_path: Path) -> None:

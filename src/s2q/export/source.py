@@ -78,6 +78,12 @@ def open_folder(folder: Path) -> QuantizedFolder:
     if method != QUANT_METHOD:
         what = f"quantized by {method}" if method else "not quantized"
         raise CheckpointError(f"{folder} is {what}: give a folder that s2q quantize wrote")
+    names = config.get("architectures")  # as transformers writes it, diffusers does not
+    if "_class_name" not in config and isinstance(names, list):
+        raise CheckpointError(
+            f"{folder} is a quantized text encoder ({', '.join(map(str, names))}): s2q push and s2q export take transformers "
+            f"alone. Upload it by `hf upload OWNER/NAME {folder}`, provenance and card included"
+        )
     spec = QuantizationSpec.parse({key: value for key, value in settings.items() if key != "quant_method"})
     opened = QuantizedFolder(folder, config, spec, weight_places(folder))
     notes = read_notes(folder)

@@ -30,8 +30,24 @@ def check_folder(path: Path, part: str | None) -> None:
         part: which of its transformers is meant, see `PARTS`; None is the only one.
 
     Raises:
-        PipelineError: it is not; or it has two transformers and none is named, or lacks the one that is; or packages that
-            diffusers runs it with are missing.
+        PipelineError: see `check_configurations`; or it has two transformers and none is named, or lacks the one that is;
+            or it is incomplete.
+    """
+    check_part(str(path), check_configurations(path), part)
+    wrong = []
+    for name, entry in json.loads((path / "model_index.json").read_text()).items():
+        if isinstance(entry, list) and entry[0] is not None:
+            wrong += _missing_files(path / name)
+    if wrong:
+        raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
+
+
+def check_configurations(path: Path) -> list[str]:
+    """Which transformers there are in a pipeline that makes a video of what s2q can give it; looks at no weights.
+
+    Raises:
+        PipelineError: it is no such pipeline; or packages that diffusers runs it with are missing; or a transformer has no
+            configuration.
     """
     index = path / "model_index.json"
     if not index.is_file():
@@ -55,13 +71,10 @@ def check_folder(path: Path, part: str | None) -> None:
             f"pip install {' '.join(missing)}"
         )
     there = [name for name in PARTS if parts.get(name, [None])[0] is not None]
-    check_part(str(path), there, part)
-    wrong = []
-    for name, entry in parts.items():
-        if isinstance(entry, list) and entry[0] is not None:
-            wrong += _missing_files(path / name)
+    wrong = [f"{name}/config.json is missing" for name in there if not (path / name / "config.json").is_file()]
     if wrong:
         raise PipelineError(f"{path} is incomplete, perhaps half downloaded: {'; '.join(wrong)}")
+    return there
 
 
 def pipeline_class(path: Path) -> type[DiffusionPipeline]:

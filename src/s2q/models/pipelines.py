@@ -13,12 +13,13 @@ import diffusers
 import psutil
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub.errors import HfHubHTTPError
 
 from s2q.models.family import Family
+from s2q.models.fetching import DEMOS, fetch_configurations, fetch_whole, local_folder
 from s2q.models.folder import (
     PARTS,
     PipelineError,
+    check_configurations,
     check_folder,
     check_part,
     check_replacement,
@@ -31,9 +32,6 @@ from s2q.models.loaded import check_loaded, checked_call
 from s2q.models.lookup import resolve, resolve_folder
 from s2q.models.streaming import BlockStream, StreamingError, open_streamed, should_stream
 
-DEMO = "demo"
-DEMOS = {DEMO: "cogvideox", "demo-wan": "wan", "demo-hunyuanvideo": "hunyuanvideo"}
-"""The words that stand for a demo pipeline, and the name that `s2q.demo` knows each by."""
 IN_MEMORY = "in memory"
 """What is noted as the source of a pipeline that a program had loaded itself."""
 
@@ -151,33 +149,28 @@ def locate(source: str, part: str | None = None) -> Path:
     """The local folder of the pipeline that `source` names; a hub id is downloaded (resumed, if it was broken off).
 
     Raises:
-        PipelineError: a folder that is missing, incomplete, or no pipeline, see `check_folder`.
+        PipelineError: a folder that is missing, incomplete, or no pipeline, see `check_folder`; or a hub that does not give
+            it.
     """
+    folder = local_folder(source)
+    if folder is None:
+        check_part(source, check_configurations(fetch_configurations(source)), part)  # before tens of GiB are fetched
+        folder = fetch_whole(source)
     if source in DEMOS:
-        from s2q.demo import pipeline_dir
-
-        try:
-            path = pipeline_dir(DEMOS[source])
-        except FileNotFoundError as error:
-            raise PipelineError(str(error)) from None
         check_part(source, PARTS[:1], part)
-        return path
-    path = Path(source)
-    if path.is_dir():
-        check_folder(path, part)
-        return path
-    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~")) and not path.suffix
-    if path.exists() or not looks_like_hub_id:
-        raise PipelineError(
-            f"{source} is not a folder. Give a diffusers pipeline folder, a hub id such as "
-            f"THUDM/CogVideoX-2b, or one of the words {', '.join(DEMOS)}."
-        )
-    try:
-        folder = Path(DiffusionPipeline.download(source))
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        raise PipelineError(f"{source} cannot be had from the hub (absent, gated, or no network): {error}") from error
-    check_folder(folder, part)
+    else:
+        check_folder(folder, part)
     return folder
+
+
+def locate_configurations(source: str) -> tuple[Path, list[str]]:
+    """The same where its configurations are enough: of a hub id no weights are fetched. Also which transformers it has.
+
+    Raises:
+        PipelineError: a folder that is missing or no pipeline, see `check_configurations`; or a hub that does not give it.
+    """
+    folder = local_folder(source) or fetch_configurations(source)
+    return folder, check_configurations(folder)
 
 
 def open_pipeline(

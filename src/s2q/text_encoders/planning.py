@@ -4,14 +4,11 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import safe_open
-
 from s2q.checkpoint import tensor_layout
+from s2q.models.stored import ASSUMED, stored_bytes
 from s2q.quantization.schemes import scheme_spec
 from s2q.recipe import Recipe
 from s2q.text_encoders.opening import block_linears, block_list, empty_text_encoder, text_encoder_classes
-
-ELEMENT_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
 
 
 class TextSize(NamedTuple):
@@ -22,6 +19,8 @@ class TextSize(NamedTuple):
     """How many would be quantized."""
     float_bytes: int
     quantized_bytes: int
+    float_bytes_assumed: bool
+    """Whether nothing tells how a weight is stored; then two bytes are assumed."""
 
 
 def text_sizes(folder: Path, recipe: Recipe) -> dict[str, TextSize]:
@@ -35,22 +34,14 @@ def text_sizes(folder: Path, recipe: Recipe) -> dict[str, TextSize]:
 
 def _size(folder: Path, class_name: str, recipe: Recipe) -> TextSize:
     model = empty_text_encoder(folder, class_name)
-    element = _stored_bytes(folder)
-    before = element * sum(p.numel() for p in model.parameters())
+    parameters = sum(p.numel() for p in model.parameters())
+    stored = stored_bytes(folder, "model", parameters)
+    element = stored or ASSUMED
+    before = element * parameters
     after, linears = before, block_linears(model.get_submodule(block_list(model)))
     for _, linear in linears:
         layout = tensor_layout(
             linear.out_features, linear.in_features, scheme_spec(recipe.linear, linear.in_features)
         ).values()
         after += sum(math.prod(shape) * dtype.itemsize for shape, dtype in layout) - element * linear.weight.numel()
-    return TextSize(class_name, len(linears), before, after)
-
-
-def _stored_bytes(folder: Path) -> int:
-    """Bytes of a weight as stored, by the first floating tensor found; bf16 if the files are not here."""
-    for path in sorted(folder.glob("model*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
-                if (kind := file.get_slice(name).get_dtype()) in ELEMENT_BYTES:
-                    return ELEMENT_BYTES[kind]
-    return 2
+    return TextSize(class_name, len(linears), before, after, stored is None)
