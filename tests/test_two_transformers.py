@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from processes import run_s2q
-from tiny import CHEAP, PROMPTS, cheap
+from tiny import CHEAP, PROMPTS, cheap, folder_bytes
 from tiny_families import FAMILIES, make_wan, make_wan_pipeline
 
 from s2q.assessment import evaluate
@@ -65,6 +65,20 @@ def test_each_is_recorded_in_its_own_steps_and_one_goes_on_where_the_other_stopp
     assert len(high.timesteps()) + len(low.timesteps()) == 5
     assert high.timesteps().min() >= 900 > low.timesteps().max()
     assert torch.equal(high.latents(1)[-1], low.latents(1)[0])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_streamed_the_blocks_of_both_stay_on_disk_and_nothing_else_changes(
+    part: str, opened: Callable[..., OpenPipeline], tmp_path: Path
+) -> None:
+    recipe = cheap("s2q_vdit", "W4A6")
+    streamed = opened(part, stream=True)
+    for name in PARTS:
+        blocks = getattr(streamed.pipe, name).blocks
+        assert all(parameter.is_meta for parameter in blocks.parameters()), name
+    quantize(streamed, recipe, tmp_path / "disk", prompts=PROMPTS)
+    quantize(opened(part), recipe, tmp_path / "memory", prompts=PROMPTS)
+    assert folder_bytes(tmp_path / "disk") == folder_bytes(tmp_path / "memory")
 
 
 def test_the_second_has_a_guidance_scale_of_its_own(opened: Callable[..., OpenPipeline]) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from s2q.messages import duration, size
+from s2q.models.folder import PARTS
 from s2q.planning import Plan
 
 CARD_BYTES = 24 << 30
@@ -26,13 +27,14 @@ def advise(
     """Lines of advice, none where `made` fits in memory and time.
 
     Args:
-        beside: model → bytes of what else the pipeline loads, see `companion_bytes`; text encoders leave first.
+        beside: model → bytes of what else the pipeline loads, see `companion_bytes`; text encoders leave first, and blocks
+            of another transformer stay on disk as well.
         free: bytes that are free on `device`.
         again: the plan of the same with these arguments of a call in place of those that `made` was made with.
         trains: whether the recipe does, which takes most of the memory.
     """
     lines = []
-    staying = {name: count for name, count in beside.items() if not name.startswith("text_encoder")}
+    staying = {name: count for name, count in beside.items() if not name.startswith(("text_encoder", PARTS[0]))}
     room = min(free, CARD_BYTES) - sum(staying.values())
     have = f"the {size(free)} that are free on {device}" if free < CARD_BYTES else "a common large card has, 24 GiB"
     if made.streamed_memory_bytes > room:

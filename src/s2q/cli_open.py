@@ -14,11 +14,15 @@ def open_for(source: str, text_encoders: list[Path] | None = None, beside: bool 
     """
     import diffusers
     import transformers
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
     from s2q.models.pipelines import open_pipeline
 
     diffusers.utils.logging.disable_progress_bar()
+    downloads_have_bars = not are_progress_bars_disabled()
     transformers.utils.logging.disable_progress_bar()
+    if downloads_have_bars:
+        enable_progress_bars()  # that took them along
     device = chosen_device(options.pop("device"))
     dtype = chosen_dtype(options.pop("dtype"), device)
     quantized = {}

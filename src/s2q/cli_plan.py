@@ -109,7 +109,7 @@ def _plan_part(
     }
     if beside:
         each = ", ".join(f"{name} {size(count)}" for name, count in beside.items())
-        gone = "; with --stream, text encoders leave when prompts are encoded"
+        gone = "; with --stream, text encoders leave when prompts are encoded, and blocks of another transformer stay on disk"
         rows["beside it in the same memory"] = f"{size(sum(beside.values()))} ({each}){gone}"
     rows["work folder, about"] = f"{size(made.disk_bytes)}, {size(made.streamed_disk_bytes)} with --stream"
     table(f"Plan for {title}", rows | text_rows)

@@ -13,7 +13,7 @@ from huggingface_hub.utils import validate_repo_id
 from s2q.card import CARD_NAME, is_hub_id, model_card
 from s2q.checkpoint import PROVENANCE_NAME
 from s2q.export.source import QuantizedFolder, open_folder
-from s2q.models.fetching import HTTP_ERROR
+from s2q.models.fetching import HTTP_ERROR, one_line
 from s2q.models.folder import PARTS
 from s2q.models.lookup import resolve
 from s2q.shards import INDEX_NAME
@@ -118,15 +118,10 @@ def push(upload: Upload, repo_id: str, hub: Hub, *, private: bool = False) -> st
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         why = "the token is not valid, or may not write there: " if status in (401, 403) else ""
-        raise HubError(f"the hub refuses {repo_id}: {why}{_line(error)}") from error
+        raise HubError(f"the hub refuses {repo_id}: {why}{one_line(error)}") from error
     except (OfflineModeIsEnabled, ConnectionError, TimeoutError, HTTP_ERROR) as error:
-        raise HubError(f"the hub cannot be reached, nothing is published: {_line(error)}") from error
+        raise HubError(f"the hub cannot be reached, nothing is published: {one_line(error)}") from error
     return str(url)
-
-
-def _line(error: Exception) -> str:
-    """The hub's own errors have several."""
-    return " ".join(str(error).split())
 
 
 def _public(source: str) -> str:

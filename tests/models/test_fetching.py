@@ -8,7 +8,7 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from fake_hub import FakeHub, fake_hub, use_endpoint
-from huggingface_hub.utils import are_progress_bars_disabled
+from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
 
 from s2q.models.fetching import local_folder
 from s2q.models.pipelines import PipelineError, locate, locate_configurations
@@ -39,6 +39,7 @@ def said_of(source: str, capfd: pytest.CaptureFixture, whole: bool = True) -> st
 
 
 def test_of_a_hub_id_planning_fetches_no_weights_and_draws_no_bars(hub: FakeHub, capfd: pytest.CaptureFixture) -> None:
+    enable_progress_bars()  # other tests open pipelines as the command line does
     folder, there = locate_configurations(REPO)
     assert capfd.readouterr() == ("", "")
     assert not are_progress_bars_disabled(), "weights have theirs"

@@ -141,7 +141,7 @@ def _explanation(repo_id: str, error: BaseException) -> str:
             "the pipeline's folder"
         )
     if first(HFValidationError):
-        return f"{repo_id} is no hub id, which is OWNER/NAME, such as THUDM/CogVideoX-2b: {_line(error)}"
+        return f"{repo_id} is no hub id, which is OWNER/NAME, such as THUDM/CogVideoX-2b: {one_line(error)}"
     refused = first(HfHubHTTPError)
     status = getattr(getattr(refused, "response", None), "status_code", None)
     if status in (401, 403):
@@ -155,7 +155,7 @@ def _explanation(repo_id: str, error: BaseException) -> str:
             f"{repo_id} is not whole in this machine's cache, and the hub cannot be reached ({type(broken).__name__}): "
             f"check the network and its proxy; else {_TRY_LATER}"
         )
-    return f"{repo_id} cannot be fetched from the hub: {_line(error)}"
+    return f"{repo_id} cannot be fetched from the hub: {one_line(error)}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -164,5 +164,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says; the hub's own have several lines."""
     return " ".join(str(error).split())

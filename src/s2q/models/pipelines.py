@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def open_pipeline(
         transformer: a folder, see `load_transformer`; it takes the place of the one that is meant.
         transformer_2: the same in the place of the pipeline's second, whichever is meant.
         part: which transformer is meant where a pipeline has two, "transformer" (more noise) or "transformer_2".
-        stream: leave the blocks of the transformer on disk; one at a time is read when it runs. None: if the memory
+        stream: leave the blocks of the transformers on disk; one at a time is read when it runs. None: if the memory
             that is free now calls for it.
         transformer_alone: without text encoders and VAE: it can be quantized without samples, but makes no videos.
         call: arguments of each call (num_inference_steps, guidance_scale, height, width, num_frames …);
@@ -211,31 +212,32 @@ def open_pipeline(
         check_folder(folder, PARTS[1])
     given = text_encoders or {}
     parts: dict[str, Any] = dict(given)
-    blocks = None
+    streams: dict[str, BlockStream] = {}
     index = json.loads((folder / "model_index.json").read_text())
     if transformer_alone:
         parts |= {name: None for name, entry in index.items() if isinstance(entry, list) and name != meant}
-    for place, other in ((meant, transformer), (PARTS[1], transformer_2)):
-        if other is not None:
-            check_replacement(Path(other), folder, place)
-    if transformer is not None:
-        parts[meant] = load_transformer(transformer, dtype)
-    elif stream is not False:
-        files = weight_files(folder / meant)
+    replacements = {meant: transformer} if transformer is not None else {}
+    replacements |= {PARTS[1]: transformer_2} if transformer_2 is not None else {}
+    for place, other in replacements.items():
+        check_replacement(Path(other), folder, place)
+    for place, other in replacements.items():
+        parts[place] = load_transformer(other, dtype)
+    if transformer is None and stream is not False:
+        own = [name for name in PARTS if index.get(name, [None])[0] is not None and name not in parts]
+        files = {name: weight_files(folder / name) for name in own}
         try:
-            if stream or should_stream(files, dtype, _free_bytes(device)):
-                parts[meant], blocks = open_streamed(folder / meant, files, dtype, device)
+            if stream or should_stream([*chain(*files.values())], dtype, _free_bytes(device)):
+                for name, paths in files.items():
+                    parts[name], streams[name] = open_streamed(folder / name, paths, dtype, device)
         except StreamingError as error:
             raise PipelineError(f"diffusers cannot load {source}: {error}") from None
-    if transformer_2 is not None:
-        parts[PARTS[1]] = load_transformer(transformer_2, dtype)
     try:
         # By the class itself: the base class passes over a given transformer where the class calls it optional (Wan).
         pipe = pipeline_class(folder).from_pretrained(folder, dtype=dtype, **parts)
     except (OSError, ValueError, KeyError) as error:
         raise PipelineError(f"diffusers cannot load {source}: {error}") from error
     for name, component in pipe.components.items():
-        if isinstance(component, torch.nn.Module) and name not in given and (name != meant or blocks is None):
+        if isinstance(component, torch.nn.Module) and name not in given and name not in streams:
             component.to(device)
     pipe.set_progress_bar_config(disable=True)
     defaults = default_call(source, folder)
@@ -243,7 +245,7 @@ def open_pipeline(
     family = replace(resolve(getattr(pipe, meant)), pipeline=type(pipe).__name__)
     if family.tiled_vae:
         pipe.vae.enable_tiling()
-    return OpenPipeline(source, folder, pipe, family, defaults | chosen, blocks, meant)
+    return OpenPipeline(source, folder, pipe, family, defaults | chosen, streams.get(meant), meant)
 
 
 def _open_loaded(pipe: DiffusionPipeline, part: str | None, call: Mapping[str, Any]) -> OpenPipeline:
