@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
 )
-from huggingface_hub import split_torch_state_dict_into_shards
 from released import COGVIDEOX, MODELS
-from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -47,7 +46,8 @@ from transformers import (
     T5EncoderModel,
 )
 
-from s2q.shards import PATTERN, TEXT_PATTERN
+from s2q.deferred import Deferred
+from s2q.shards import PATTERN, TEXT_PATTERN, write_weights
 from s2q.storage import write_json
 
 PROMPTS = ["a red square moves left", "a green circle moves right"]
@@ -89,21 +89,18 @@ def make_text_encoder(folder: Path, config: dict[str, Any]) -> None:
 
 def write_random(folder: Path, tensors: dict[str, torch.Tensor], pattern: str) -> None:
     """Write random bfloat16 weights of the shapes of `tensors`, shard by shard."""
-    state = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-    plan = split_torch_state_dict_into_shards(state, filename_pattern=pattern, max_shard_size="2GB")
     generator = torch.Generator().manual_seed(0)
-    for file, names in plan.filename_to_tensors.items():
-        shard = {}
-        for name in names:
-            shape = state[name].shape
-            # Linears keep the size of what passes; norms and biases are as a fresh model has them.
-            scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
-            offset = 1.0 if "norm" in name and name.endswith("weight") and len(shape) == 1 else 0.0
-            shard[name] = (torch.randn(shape, generator=generator) * scale + offset).to(torch.bfloat16)
-        save_file(shard, folder / file, metadata={"format": "pt"})
-    if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / f"{pattern.format(suffix='')}.index.json").write_text(json.dumps(index))
+
+    def make(name: str, shape: torch.Size) -> torch.Tensor:
+        # Linears keep the size of what passes; norms and biases are as a fresh model has them.
+        scale = shape[-1] ** -0.5 if len(shape) > 1 else 0.02
+        offset = 1.0 if "norm" in name and name.endswith("weight") and len(shape) == 1 else 0.0
+        return (torch.randn(shape, generator=generator) * scale + offset).to(torch.bfloat16)
+
+    state = {
+        name: Deferred(tensor.to(torch.bfloat16), partial(make, name, tensor.shape)) for name, tensor in tensors.items()
+    }
+    write_weights(state, folder, pattern)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

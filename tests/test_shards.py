@@ -5,6 +5,7 @@ import json
 import weakref
 from pathlib import Path
 
+import pytest
 import torch
 from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
@@ -79,8 +80,5 @@ def test_what_is_stored_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
     read = made(deferred)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors().items())
     path.rename(tmp_path / "elsewhere")
-    try:
+    with pytest.raises(FileNotFoundError):
         deferred["codes"].make()
-    except FileNotFoundError:
-        return
-    raise AssertionError("it was held")
