@@ -153,7 +153,7 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
 }
 
 #if LANES == 16
-/* Lines of codes in eights, `stride` apart, as squares [parts][squares of a part][word][line][4]; a part of a line has `length`
+/* Lines of codes in eights, `stride` apart, as squares [parts][squares of a part][line][64]; a part of a line has `length`
  * columns, and what is beyond them, or beyond `rows`, becomes zeros. */
 static void into_squares(int8_t *lines, int64_t stride, int64_t parts, int64_t length, int64_t rows, int8_t *to) {
     const int64_t wide = squared(length);
@@ -163,7 +163,7 @@ static void into_squares(int8_t *lines, int64_t stride, int64_t parts, int64_t l
             memset(lines + r * stride + p * wide + own, 0, wide - own);
         }
     for (int64_t k = 0; k < parts * wide; k += STEP)
-        turn_words((const uint8_t *)lines + k, stride, (uint8_t *)to + k * SIDE, STEP);
+        for (int64_t r = 0; r < SIDE; r++, to += STEP) memcpy(to, lines + r * stride + k, STEP);
 }
 #endif
 

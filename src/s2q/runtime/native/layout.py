@@ -94,9 +94,9 @@ def first_row(rows: int, plan: Plan, tile: int) -> int:
 def from_tiles(codes: Tensor, rows: int, columns: int, parts: int, plan: Plan) -> Tensor:
     """int8 in tiles → int8 [M, K] in natural order."""
     if plan.layout == SQUARES:
-        # Tile, step, eight, half, row, column of the half.
-        squares = codes.view(plan.tiles, -1, STEP // 8, 2, SIDE, 4)
-        natural = squares.permute(0, 4, 1, 2, 5, 3).reshape(plan.tiles * SIDE, parts, -1)
+        # Tile, step, row, eight, half, column of the half.
+        squares = codes.view(plan.tiles, -1, SIDE, STEP // 8, 2, 4)
+        natural = squares.permute(0, 2, 1, 3, 5, 4).reshape(plan.tiles * SIDE, parts, -1)
         return natural[:rows, :, : columns // parts].reshape(rows, columns)
     codes = codes.view(rows, -1)
     width = codes.shape[1]
@@ -114,7 +114,7 @@ def to_tiles(codes: Tensor, parts: int, plan: Plan) -> Tensor:
     if plan.layout == SQUARES:
         whole = torch.zeros(plan.tiles * SIDE, parts, _width(columns, parts, STEP) // parts, dtype=torch.int8)
         whole[:rows, :, : columns // parts] = codes.view(rows, parts, -1)
-        return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 3, 5, 1, 4)
+        return whole.view(plan.tiles, SIDE, -1, STEP // 8, 4, 2).permute(0, 2, 1, 3, 5, 4)
     width = _width(columns, parts, 8)
     spread = torch.zeros(rows, parts, width // parts, dtype=torch.int8)
     # 128 is added in the byte that a code has.

@@ -1,8 +1,8 @@
-/* The integer product in AMX tiles: squares of 16 outputs and of 16 tokens, 64 columns each, give 16 × 16 sums of 32 bits.
+/* The integer product in AMX tiles: squares of 16 tokens and of 16 outputs, 64 columns each, give 16 × 16 sums of 32 bits.
  *
  * Tokens come as SQUARES, without their zero points; nibbles of the weights are brought into squares panel by panel, theirs taken
- * off as well, so that Σ (a − z_a)(w − z_w) needs nothing afterwards. A row of sums is one output of 16 tokens, whose steps are
- * one vector. The floats are those of product.c, in the same order.
+ * off as well, so that Σ (a − z_a)(w − z_w) needs nothing afterwards. A row of sums is one token of 16 outputs, as in the output.
+ * The floats are those of product.c, in the same order.
  */
 #ifndef S2Q_SQUARES_H
 #define S2Q_SQUARES_H
@@ -12,174 +12,218 @@
 
 #if defined(__AMX_INT8__)
 
-/* Bytes of tokens that panels pass over before the next ones are taken, and the fewest tiles of such a block. */
-enum { SQUARES_BLOCK = 1 << 20, SQUARES_LEAST = 8 };
-/* Tiles of tokens, an even number, that meet as many squares of each half of the panel as the first-level cache holds. */
-enum { MEET = 8, CHUNK = 16 };
+/* Two tiles of tokens meet squares of a panel's two halves, CHUNK of each at a time, so that those of the tokens stay in the
+ * first-level cache while they meet all panels of a block, whose squares fill the second-level cache as far as BLOCK_BYTES. */
+enum { PAIR = 2, CHUNK = 16, BLOCK_BYTES = 1 << 20 };
 
 typedef struct {
     const multiply_task *task;
-    panel side;            /* scales, offsets and bias */
-    int8_t *weights;       /* [parts · steps][VECTORS][16 outputs][64] */
-    float *delta;          /* steps of the tokens of a block: [tiles][G][16] */
-    int64_t steps;         /* squares of a part */
+    panel side;            /* of a panel of the block: scales, offsets and bias */
+    int8_t *weights;       /* [panels of a block][parts · steps][VECTORS][16 fours of columns][16 outputs][4] */
+    float *sums;           /* [panels of a block][PAIR][16 tokens][PANEL], int32 as long as they are no floats */
+    float *delta;          /* steps of the tokens: [PAIR][G][16] */
+    int64_t steps, jump;   /* squares of a part; floats from a panel's sides to the next one's */
 } squares;
 
-/* 64 columns of one output, in eights of columns as (0, 2, 4, 6), (1, 3, 5, 7), from eight words of nibbles, one in each half lane. */
-INLINE __m512i bytes_of(__m256i words, __m512i off) {
-    const __m512i low = _mm512_set1_epi64(0x0f0f0f0f), high = _mm512_set1_epi64(0x0f0f0f0f00000000);
-    const __m512i wide = _mm512_cvtepu32_epi64(words);
-    const __m512i odd = _mm512_and_si512(_mm512_slli_epi64(wide, 28), high);
-    return _mm512_sub_epi8(_mm512_or_si512(_mm512_and_si512(wide, low), odd), off);
+/* Rows of sums of one panel that are to be brought to the output, while AMX is at work on the next one's. */
+typedef struct {
+    const squares *own;
+    panel side;
+    const float *sums;
+    int64_t row, rows, first, output, outputs;
+} waiting;
+
+INLINE panel side_of(const squares *own, int64_t panel_index) {
+    panel side = own->side;
+    side.scale += panel_index * own->jump;
+    side.offset += panel_index * own->jump;
+    side.bias += panel_index * own->jump;
+    return side;
 }
 
-/* The nibbles of outputs [first, first + outputs) as squares; what is beyond outputs and columns is zeros. */
-static void take_squares(squares *own, int64_t first, int64_t outputs) {
+/* Where words of eight nibbles begin in a row of the weight, and how many of them there are in a square, at most eight. */
+typedef struct {
+    int64_t part, word, count;
+} place;
+
+INLINE place place_of(const squares *own, int64_t square) {
+    const int64_t eights = own->task->columns / own->task->parts / 8, part = square / own->steps;
+    const int64_t word = square % own->steps * 8, left = eights - word;
+    return (place){part, part * eights + word, left < 8 ? left : 8};
+}
+
+/* Nibbles of eight words of sixteen outputs, less their offset, as a square. What a square has beyond its columns may be anything:
+ * there the tokens are zeros. */
+INLINE void put_square(const __m512i *words, __m512i off, int8_t *to) {
+    const __m512i low = _mm512_set1_epi32(0x0f0f0f0f);
+    UNROLL
+    for (int e = 0; e < 8; e++) {
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(words[e], 4), low);
+        _mm512_storeu_si512(to + 2 * e * STEP, _mm512_sub_epi8(_mm512_and_si512(words[e], low), off));
+        _mm512_storeu_si512(to + (2 * e + 1) * STEP, _mm512_sub_epi8(odd, off));
+    }
+}
+
+/* The nibbles of outputs [first, first + outputs) as squares, two at a time: a row of those is four columns of sixteen outputs. */
+static void take_squares(const squares *own, const panel *side, int64_t first, int64_t outputs, int8_t *weights) {
     const multiply_task *task = own->task;
-    const int64_t length = task->columns / task->parts, whole = length / STEP, jump = VECTORS * SQUARE;
-    for (int64_t i = 0; i < PANEL; i++) {
-        const uint8_t *from = task->packed + (first + i) * task->words * 4;
-        int8_t *to = own->weights + i / SIDE * SQUARE + i % SIDE * STEP;
-        if (i >= outputs) {
-            for (int64_t s = 0; s < task->parts * own->steps; s++, to += jump) memset(to, 0, STEP);
-            continue;
-        }
-        for (int64_t p = 0; p < task->parts; p++) {
-            const int32_t offset = own->side.offset[(own->side.offsets_in_groups ? p * PANEL : 0) + i];
-            const __m512i off = _mm512_set1_epi32(offset);
-            for (int64_t s = 0; s < whole; s++, to += jump, from += STEP / 2)
-                _mm512_storeu_si512(to, bytes_of(_mm256_loadu_si256((const __m256i *)from), off));
-            if (whole == own->steps) continue;
-            const __mmask8 there = (__mmask8)((1u << (length - whole * STEP) / 8) - 1);
-            const __m512i last = bytes_of(_mm256_maskz_loadu_epi32(there, from), off);
-            _mm512_storeu_si512(to, _mm512_maskz_mov_epi64(there, last));
-            to += jump;
-            from += (length - whole * STEP) / 2;
+    const int64_t count = task->parts * own->steps, jump = side->offsets_in_groups ? PANEL : 0;
+    for (int v = 0; v < VECTORS; v++) {
+        const int32_t *offset = side->offset + v * LANES;
+        for (int64_t s = 0; s < count; s += 2) {
+            const place one = place_of(own, s), other = s + 1 < count ? place_of(own, s + 1) : (place){0, 0, 0};
+            const __mmask8 there = (__mmask8)((1u << one.count) - 1), also = (__mmask8)((1u << other.count) - 1);
+            __m512i words[16];
+            UNROLL
+            for (int i = 0; i < SIDE; i++) {
+                /* Outputs beyond the last are it once more, and never asked for. */
+                const int64_t n = v * LANES + i < outputs ? v * LANES + i : outputs - 1;
+                const uint8_t *row = task->packed + (first + n) * task->words * 4;
+                const __m256i front = _mm256_maskz_loadu_epi32(there, row + 4 * one.word);
+                const __m256i back = _mm256_maskz_loadu_epi32(also, row + 4 * other.word);
+                words[i] = _mm512_inserti64x4(_mm512_castsi256_si512(front), back, 1);
+            }
+            turn(words);
+            int8_t *to = weights + (s * VECTORS + v) * SQUARE;
+            put_square(words, _mm512_loadu_si512(offset + one.part * jump), to);
+            if (other.count) put_square(words + 8, _mm512_loadu_si512(offset + other.part * jump), to + VECTORS * SQUARE);
         }
     }
 }
 
-/* Steps of the tokens of tiles [from, to), tokens side by side; those beyond the last row are zeros. */
-static void take_steps(squares *own, int64_t from, int64_t to) {
+/* Steps of the tokens of tiles [tile, tile + PAIR), tokens side by side; those beyond the last row are zeros. */
+static void take_steps(const squares *own, int64_t tile) {
     const int64_t groups = own->task->groups, rows = own->task->rows;
-    for (int64_t m = from * SIDE; m < to * SIDE; m++)
-        for (int64_t g = 0; g < groups; g++)
-            own->delta[((m / SIDE - from) * groups + g) * SIDE + m % SIDE] = m < rows ? own->task->scale[m * groups + g] : 0.0f;
+    for (int64_t i = 0; i < PAIR * SIDE; i++)
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t m = tile * SIDE + i;
+            own->delta[(i / SIDE * groups + g) * SIDE + i % SIDE] = m < rows ? own->task->scale[m * groups + g] : 0.0f;
+        }
 }
 
-/* `steps` squares of the panel's two halves times those of two tiles of tokens (one if !both), `row` bytes apart; added to what is
- * in sums [tile][half] unless it is the beginning. */
-INLINE void add_squares(const int8_t *weights, const int8_t *codes, int64_t row, int64_t steps, const int both,
-                        const int begin, int32_t (*sums)[SIDE * LANES]) {
+/* Some more rows of what is waiting, at most `count`. */
+INLINE void finish_some(const int integers, const int scaled, waiting *left, int64_t count) {
+    for (; count > 0 && left->row < left->rows; count--, left->row++) {
+        const float *sums = left->sums + left->row * PANEL;
+        float y[PANEL];
+        if (integers) {
+            const floats step = all_floats(left->own->delta[left->row]);
+            UNROLL
+            for (int v = 0; v < VECTORS; v++)
+                put_floats(y + v * LANES, __builtin_convertvector(ints_at(sums + v * LANES), floats) * step);
+            sums = y;
+        }
+        finish_rows(1, scaled, left->own->task, &left->side, sums, left->first + left->row, left->output, left->outputs);
+    }
+}
+
+/* `steps` squares of two tiles of tokens (one if !both), `row` bytes apart, times those of a panel's two halves; added to what
+ * is in sums [tile][16 tokens][PANEL] unless it is the beginning. Meanwhile `share` rows of what is waiting at each step. */
+INLINE void add_squares(const int8_t *codes, const int8_t *weights, int64_t row, int64_t steps, const int both,
+                        const int begin, int32_t *sums, waiting *left, int64_t share) {
+    enum { LINE = PANEL * sizeof *sums };
+    int32_t *others = sums + SIDE * PANEL;
     if (begin) {
         _tile_zero(0);
         _tile_zero(1);
         _tile_zero(2);
         _tile_zero(3);
     } else {
-        _tile_loadd(0, sums[0], STEP);
-        _tile_loadd(1, sums[1], STEP);
+        _tile_loadd(0, sums, LINE);
+        _tile_loadd(1, sums + LANES, LINE);
         if (both) {
-            _tile_loadd(2, sums[2], STEP);
-            _tile_loadd(3, sums[3], STEP);
+            _tile_loadd(2, others, LINE);
+            _tile_loadd(3, others + LANES, LINE);
         }
     }
     for (int64_t s = 0; s < steps; s++, codes += SQUARE, weights += VECTORS * SQUARE) {
-        _tile_loadd(4, weights, STEP);
-        _tile_loadd(6, codes, STEP);
+        _tile_loadd(4, codes, STEP);
+        _tile_loadd(6, weights, STEP);
         _tile_dpbssd(0, 4, 6);
-        _tile_loadd(5, weights + SQUARE, STEP);
-        _tile_dpbssd(1, 5, 6);
+        _tile_loadd(7, weights + SQUARE, STEP);
+        _tile_dpbssd(1, 4, 7);
         if (both) {
-            _tile_loadd(7, codes + row, STEP);
-            _tile_dpbssd(2, 4, 7);
+            _tile_loadd(5, codes + row, STEP);
+            _tile_dpbssd(2, 5, 6);
             _tile_dpbssd(3, 5, 7);
         }
+        finish_some(1, 0, left, share);
     }
-    _tile_stored(0, sums[0], STEP);
-    _tile_stored(1, sums[1], STEP);
+    _tile_stored(0, sums, LINE);
+    _tile_stored(1, sums + LANES, LINE);
     if (both) {
-        _tile_stored(2, sums[2], STEP);
-        _tile_stored(3, sums[3], STEP);
+        _tile_stored(2, others, LINE);
+        _tile_stored(3, others + LANES, LINE);
     }
 }
 
-/* Sums of a tile of tokens, [VECTORS][16 outputs][16 tokens], to the output; `scaled` as in finish.h. */
-INLINE void finish_tile(const int scaled, const squares *own, const float (*sums)[SIDE * LANES], int64_t tile,
-                        int64_t output, int64_t outputs) {
-    float y[SIDE * PANEL] __attribute__((aligned(64)));
-    for (int v = 0; v < VECTORS; v++)
-        turn_words((const uint8_t *)sums[v], STEP, (uint8_t *)(y + v * LANES), PANEL * sizeof *y);
-    const int64_t first = tile * SIDE, left = own->task->rows - first;
-    for (int64_t r = 0; r < SIDE && r < left; r++)
-        finish_rows(1, scaled, own->task, &own->side, y + r * PANEL, first + r, output, outputs);
-}
-
-/* One part: tiles [tile, tile + tiles) of tokens, at most MEET, times the panel, some squares at a time. */
-static void multiply_whole(const squares *own, const float *delta, int64_t tile, int64_t tiles, int64_t output,
-                           int64_t outputs) {
-    const int64_t row = own->steps * SQUARE;
-    int32_t sums[MEET * VECTORS][SIDE * LANES] __attribute__((aligned(64)));
-    float y[VECTORS][SIDE * LANES] __attribute__((aligned(64)));
+/* One part: tiles [tile, tile + tiles) of tokens, at most PAIR, times the panels [first, first + panels) of a block. */
+static void multiply_whole(const squares *own, int64_t tile, int64_t tiles, int64_t first, int64_t panels) {
+    const multiply_task *task = own->task;
+    const int64_t row = own->steps * SQUARE, here = task->rows - tile * SIDE;
+    waiting left = {.own = own, .rows = here < tiles * SIDE ? here : tiles * SIDE, .first = tile * SIDE};
+    left.row = left.rows;
     for (int64_t s = 0; s < own->steps; s += CHUNK) {
         const int64_t count = own->steps - s < CHUNK ? own->steps - s : CHUNK;
-        for (int64_t t = 0; t < tiles; t += 2) {
-            const int8_t *codes = own->task->codes + (tile + t) * row + s * SQUARE;
-            const int8_t *weights = own->weights + s * VECTORS * SQUARE;
-            int32_t(*to)[SIDE * LANES] = sums + t * VECTORS;
-            if (t + 1 < tiles && s)
-                add_squares(weights, codes, row, count, 1, 0, to);
-            else if (t + 1 < tiles)
-                add_squares(weights, codes, row, count, 1, 1, to);
+        const int last = s + count == own->steps;
+        const int64_t share = last ? (PAIR * SIDE + count - 1) / count : 0;
+        const int8_t *codes = task->codes + tile * row + s * SQUARE;
+        for (int64_t p = 0; p < panels; p++) {
+            const int8_t *weights = own->weights + p * VECTORS * row + s * VECTORS * SQUARE;
+            int32_t *sums = (int32_t *)(own->sums + p * PAIR * SIDE * PANEL);
+            if (tiles == PAIR && s)
+                add_squares(codes, weights, row, count, 1, 0, sums, &left, share);
+            else if (tiles == PAIR)
+                add_squares(codes, weights, row, count, 1, 1, sums, &left, share);
             else if (s)
-                add_squares(weights, codes, row, count, 0, 0, to);
+                add_squares(codes, weights, row, count, 0, 0, sums, &left, share);
             else
-                add_squares(weights, codes, row, count, 0, 1, to);
+                add_squares(codes, weights, row, count, 0, 1, sums, &left, share);
+            if (!last) continue;
+            finish_some(1, 0, &left, left.rows);
+            left.side = side_of(own, p);
+            left.sums = (float *)sums;
+            left.row = 0;
+            left.output = (first + p) * PANEL;
+            left.outputs = task->outputs - left.output < PANEL ? task->outputs - left.output : PANEL;
         }
     }
-    for (int64_t t = 0; t < tiles; t++, delta += SIDE) {
-        const floats step = floats_at(delta);
-        for (int v = 0; v < VECTORS; v++)
-            UNROLL
-            for (int i = 0; i < SIDE * LANES; i += LANES)
-                put_floats(y[v] + i, __builtin_convertvector(ints_at(sums[t * VECTORS + v] + i), floats) * step);
-        finish_tile(0, own, (const float(*)[SIDE * LANES])y, tile + t, output, outputs);
-    }
+    finish_some(1, 0, &left, left.rows);
 }
 
 /* `count` parts from part `from` on of one tile of tokens and half v of the panel: their sums, scaled, are added to y. */
-INLINE void add_parts(const int scaled, const squares *own, const float *delta, const int8_t *codes, int64_t from,
-                      int64_t count, int v, float *y) {
+INLINE void add_parts(const int scaled, const squares *own, const panel *side, const float *delta, const int8_t *codes,
+                      const int8_t *weights, int64_t from, int64_t count, int v, float *y) {
     const int64_t steps = own->steps, jump = own->task->groups > 1 ? SIDE : 0;
-    const int8_t *weights = own->weights + (from * steps * VECTORS + v) * SQUARE;
     int32_t sums[4][SIDE * LANES] __attribute__((aligned(64)));
     floats total[SIDE];
     delta += from * jump;
     codes += from * steps * SQUARE;
+    weights += (from * steps * VECTORS + v) * SQUARE;
     UNROLL
-    for (int i = 0; i < SIDE; i++) total[i] = floats_at(y + i * LANES);
+    for (int i = 0; i < SIDE; i++) total[i] = floats_at(y + i * PANEL);
     /* Sums are made two parts ahead of their use, for AMX takes its time. */
-#define SUM(tile, outputs, tokens, p)                                       \
+#define SUM(tile, tokens, outputs, p)                                       \
     if ((p) < count) {                                                      \
         _tile_zero(tile);                                                   \
         for (int64_t s = (p) * steps; s < ((p) + 1) * steps; s++) {         \
             _tile_loadd(outputs, weights + s * VECTORS * SQUARE, STEP);     \
             _tile_loadd(tokens, codes + s * SQUARE, STEP);                  \
-            _tile_dpbssd(tile, outputs, tokens);                            \
+            _tile_dpbssd(tile, tokens, outputs);                            \
         }                                                                   \
         _tile_stored(tile, sums[tile], STEP);                               \
     }
-#define ADD(tile, p)                                                                          \
-    if ((p) < count) {                                                                        \
-        const floats step = floats_at(delta + (p) * jump);                                    \
-        const float *scale = own->side.scale + (from + (p)) * PANEL + v * LANES;              \
-        UNROLL                                                                                \
-        for (int i = 0; i < SIDE; i++) {                                                      \
-            floats part = __builtin_convertvector(ints_at(sums[tile] + i * LANES), floats);   \
-            part *= step;                                                                     \
-            if (scaled) part *= all_floats(scale[i]);                                         \
-            total[i] += part;                                                                 \
-        }                                                                                     \
+#define ADD(tile, p)                                                                              \
+    if ((p) < count) {                                                                            \
+        const float *step = delta + (p) * jump;                                                   \
+        const floats scale = floats_at(side->scale + (scaled ? from + (p) : 0) * PANEL + v * LANES); \
+        UNROLL                                                                                    \
+        for (int i = 0; i < SIDE; i++) {                                                          \
+            floats part = __builtin_convertvector(ints_at(sums[tile] + i * LANES), floats);       \
+            part *= all_floats(step[i]);                                                          \
+            if (scaled) part *= scale;                                                            \
+            total[i] += part;                                                                     \
+        }                                                                                         \
     }
     SUM(0, 4, 6, 0)
     SUM(1, 5, 7, 1)
@@ -196,60 +240,69 @@ INLINE void add_parts(const int scaled, const squares *own, const float *delta, 
 #undef SUM
 #undef ADD
     UNROLL
-    for (int i = 0; i < SIDE; i++) put_floats(y + i * LANES, total[i]);
+    for (int i = 0; i < SIDE; i++) put_floats(y + i * PANEL, total[i]);
 }
 
 /* Several parts: the same, some parts at a time. */
-INLINE void multiply_parts(const int scaled, const squares *own, const float *delta, int64_t tile, int64_t tiles,
-                           int64_t output, int64_t outputs) {
-    const int64_t parts = own->task->parts, row = parts * own->steps * SQUARE;
+INLINE void multiply_parts(const int scaled, const squares *own, int64_t tile, int64_t tiles, int64_t first,
+                           int64_t panels) {
+    const multiply_task *task = own->task;
+    const int64_t parts = task->parts, row = parts * own->steps * SQUARE, here = task->rows - tile * SIDE;
     const int64_t chunk = own->steps < CHUNK / 2 ? CHUNK / 2 / own->steps : 1;
-    float y[MEET * VECTORS][SIDE * LANES] __attribute__((aligned(64)));
-    for (int64_t t = 0; t < tiles * VECTORS; t++)
-        for (int i = 0; i < SIDE * LANES; i += LANES) put_floats(y[t] + i, all_floats(-0.0f));
+    for (int64_t i = 0; i < panels * PAIR * SIDE * PANEL; i += LANES) put_floats(own->sums + i, all_floats(-0.0f));
     for (int64_t p = 0; p < parts; p += chunk)
-        for (int64_t t = 0; t < tiles; t++)
-            for (int v = 0; v < VECTORS; v++)
-                add_parts(scaled, own, delta + t * own->task->groups * SIDE, own->task->codes + (tile + t) * row, p,
-                          parts - p < chunk ? parts - p : chunk, v, y[t * VECTORS + v]);
-    for (int64_t t = 0; t < tiles; t++)
-        finish_tile(scaled, own, (const float(*)[SIDE * LANES])y + t * VECTORS, tile + t, output, outputs);
+        for (int64_t b = 0; b < panels; b++) {
+            const panel side = side_of(own, b);
+            for (int64_t t = 0; t < tiles; t++)
+                for (int v = 0; v < VECTORS; v++)
+                    add_parts(scaled, own, &side, own->delta + t * task->groups * SIDE, task->codes + (tile + t) * row,
+                              own->weights + b * VECTORS * row, p, parts - p < chunk ? parts - p : chunk, v,
+                              own->sums + (b * PAIR + t) * SIDE * PANEL + v * LANES);
+        }
+    for (int64_t b = 0; b < panels; b++) {
+        const int64_t output = (first + b) * PANEL, more = task->outputs - output;
+        waiting left = {own, side_of(own, b), own->sums + b * PAIR * SIDE * PANEL, 0,
+                        here < tiles * SIDE ? here : tiles * SIDE, tile * SIDE, output, more < PANEL ? more : PANEL};
+        finish_some(0, scaled, &left, left.rows);
+    }
 }
 
 /* `s2q_multiply` of tokens in SQUARES. */
 static int multiply_squares(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
                             int64_t tile_last) {
     const int64_t parts = task->parts, scales = task->weight_groups;
-    squares own = {.task = task, .steps = (task->columns / parts + STEP - 1) / STEP};
-    const int64_t row = parts * own.steps * SQUARE, most = SQUARES_BLOCK / row;
-    const int64_t block = most < SQUARES_LEAST ? SQUARES_LEAST : most / MEET * MEET;
+    squares own = {.task = task, .steps = (task->columns / parts + STEP - 1) / STEP, .jump = PANEL * (2 * scales + 1)};
+    const int64_t size = VECTORS * parts * own.steps * SQUARE, most = BLOCK_BYTES / size > 1 ? BLOCK_BYTES / size : 1;
+    const int64_t panels = panel_last - panel_first < most ? panel_last - panel_first : most;
+    const int64_t floats = panels * PAIR * SIDE * PANEL + PAIR * task->groups * SIDE + panels * own.jump;
     void *whole;
-    own.weights = aligned_memory(VECTORS * row + 4 * (block * task->groups * SIDE + PANEL * (2 * scales + 1)), &whole);
+    own.weights = aligned_memory(panels * size + floats * sizeof(float), &whole);
     if (!own.weights) return 1;
-    own.delta = (float *)(own.weights + VECTORS * row);
-    own.side = (panel){.shifted = 1, .scales_in_groups = scales > 1, .scale = own.delta + block * task->groups * SIDE};
+    own.sums = (float *)(own.weights + panels * size);
+    own.delta = own.sums + panels * PAIR * SIDE * PANEL;
+    own.side = (panel){.shifted = 1, .scales_in_groups = scales > 1, .scale = own.delta + PAIR * task->groups * SIDE};
     own.side.offsets_in_groups = task->weight_zero && own.side.scales_in_groups;
     own.side.offset = (int32_t *)(own.side.scale + scales * PANEL);
     own.side.bias = (float *)(own.side.offset + scales * PANEL);
     configure((uint8_t[8]){16, 16, 16, 16, 16, 16, 16, 16}, (uint16_t[8]){64, 64, 64, 64, 64, 64, 64, 64});
-    for (int64_t from = tile_first; from < tile_last; from += block) {
-        const int64_t to = tile_last - from < block ? tile_last : from + block;
-        take_steps(&own, from, to);
-        for (int64_t p = panel_first; p < panel_last; p++) {
-            const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
-            take_sides(task, output, outputs, &own.side);
-            take_squares(&own, output, outputs);
-            settle();
-            for (int64_t t = from; t < to; t += MEET) {
-                const int64_t tiles = to - t < MEET ? to - t : MEET;
-                const float *delta = own.delta + (t - from) * task->groups * SIDE;
-                if (parts == 1)
-                    multiply_whole(&own, delta, t, tiles, output, outputs);
-                else if (own.side.scales_in_groups)
-                    multiply_parts(1, &own, delta, t, tiles, output, outputs);
-                else
-                    multiply_parts(0, &own, delta, t, tiles, output, outputs);
-            }
+    for (int64_t from = panel_first; from < panel_last; from += panels) {
+        const int64_t count = panel_last - from < panels ? panel_last - from : panels;
+        for (int64_t p = 0; p < count; p++) {
+            const int64_t output = (from + p) * PANEL, left = task->outputs - output;
+            panel side = side_of(&own, p);
+            take_sides(task, output, left < PANEL ? left : PANEL, &side);
+            take_squares(&own, &side, output, left < PANEL ? left : PANEL, own.weights + p * size);
+        }
+        settle();
+        for (int64_t t = tile_first; t < tile_last; t += PAIR) {
+            const int64_t tiles = tile_last - t < PAIR ? tile_last - t : PAIR;
+            take_steps(&own, t);
+            if (parts == 1)
+                multiply_whole(&own, t, tiles, from, count);
+            else if (own.side.scales_in_groups)
+                multiply_parts(1, &own, t, tiles, from, count);
+            else
+                multiply_parts(0, &own, t, tiles, from, count);
         }
     }
     _tile_release();

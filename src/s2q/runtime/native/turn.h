@@ -5,11 +5,9 @@
 #include "lanes.h"
 
 #if LANES == 16
-/* Sixteen words of sixteen rows, from rows `stride` bytes apart to columns `jump` bytes apart. */
-static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t jump) {
-    __m512i a[16], b[16];
-    UNROLL
-    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * stride);
+/* Sixteen words of sixteen rows a to columns, in a as well. */
+INLINE void turn(__m512i a[16]) {
+    __m512i b[16];
     UNROLL
     for (int i = 0; i < 16; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -31,9 +29,19 @@ static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t
     }
     UNROLL
     for (int i = 0; i < 8; i++) {
-        _mm512_storeu_si512(to + jump * i, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
-        _mm512_storeu_si512(to + jump * (i + 8), _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+        a[i] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88);
+        a[i + 8] = _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd);
     }
+}
+
+/* The same from rows `stride` bytes apart to columns `jump` bytes apart. */
+static void turn_words(const uint8_t *from, int64_t stride, uint8_t *to, int64_t jump) {
+    __m512i a[16];
+    UNROLL
+    for (int i = 0; i < 16; i++) a[i] = _mm512_loadu_si512(from + i * stride);
+    turn(a);
+    UNROLL
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(to + jump * i, a[i]);
 }
 #endif
 
