@@ -11,7 +11,6 @@
 #include "lanes.h"
 #include "rounding.h"
 #include "tasks.h"
-#include "turn.h"
 
 /* Floats of the rows that are taken together, so that none waits for its grid: about a first-level cache. */
 enum { TOGETHER = 1 << 13 };
