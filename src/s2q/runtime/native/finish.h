@@ -52,42 +52,45 @@ INLINE void put_pair(uint16_t *to, floats one, floats other) {
 }
 #endif
 
-#if LANES == 16
-/* `finish` of a row of a whole panel without a branch. */
-INLINE void finish_pair(const multiply_task *task, const panel *own, floats one, floats other, int64_t to) {
-    one += floats_at(own->bias);
-    other += floats_at(own->bias + LANES);
-    if (task->dtype == FLOAT32) {
-        put_floats((float *)task->out + to, one);
-        put_floats((float *)task->out + to + LANES, other);
-    } else {
-        put_pair((uint16_t *)task->out + to, one, other);
-    }
-}
-#endif
-
 /* Sums over the parts, [rows][PANEL], to the output; `scaled` says that they have been multiplied with Δ_w. */
 INLINE void finish_rows(const int rows, const int scaled, const multiply_task *task, const panel *own, const float *y,
                         int64_t first, int64_t output, int64_t outputs) {
-    UNROLL
-    for (int r = 0; r < rows; r++) {
-        const int64_t to = (first + r) * task->outputs + output;
-        floats total[VECTORS];
+#if LANES == 16
+    if (outputs == PANEL && !task->branch) {
+        floats factor[VECTORS], bias[VECTORS];
         UNROLL
         for (int v = 0; v < VECTORS; v++) {
-            total[v] = floats_at(y + r * PANEL + v * LANES);
-            if (!scaled) total[v] *= floats_at(own->scale + v * LANES);
+            factor[v] = floats_at(own->scale + v * LANES);
+            bias[v] = floats_at(own->bias + v * LANES);
         }
-#if LANES == 16
-        if (outputs == PANEL && !task->branch) {
-            finish_pair(task, own, total[0], total[1], to);
-            continue;
-        }
-#endif
         UNROLL
-        for (int v = 0; v < VECTORS; v++)
-            if (v * LANES < outputs) finish(task, own, total[v], v, to, outputs);
+        for (int r = 0; r < rows; r++) {
+            const int64_t to = (first + r) * task->outputs + output;
+            floats one = floats_at(y + r * PANEL), other = floats_at(y + r * PANEL + LANES);
+            if (!scaled) {
+                one *= factor[0];
+                other *= factor[1];
+            }
+            one += bias[0];
+            other += bias[1];
+            if (task->dtype == FLOAT32) {
+                put_floats((float *)task->out + to, one);
+                put_floats((float *)task->out + to + LANES, other);
+            } else {
+                put_pair((uint16_t *)task->out + to, one, other);
+            }
+        }
+        return;
     }
+#endif
+    UNROLL
+    for (int r = 0; r < rows; r++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            floats total = floats_at(y + r * PANEL + v * LANES);
+            if (!scaled) total *= floats_at(own->scale + v * LANES);
+            if (v * LANES < outputs) finish(task, own, total, v, (first + r) * task->outputs + output, outputs);
+        }
 }
 
 #endif

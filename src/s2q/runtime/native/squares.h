@@ -22,24 +22,42 @@ typedef struct {
     panel side;            /* of a panel of the block: scales, offsets and bias */
     int8_t *weights;       /* [panels of a block][parts · steps][VECTORS][16 fours of columns][16 outputs][4] */
     float *sums;           /* [panels of a block][PAIR][16 tokens][PANEL], int32 as long as they are no floats */
-    float *delta;          /* steps of the tokens: [PAIR][G][16] */
+    float *delta;          /* steps of the tokens: [PAIR][G][16], where there are several parts */
     int64_t steps, jump;   /* squares of a part; floats from a panel's sides to the next one's */
 } squares;
 
-/* Rows of sums of one panel that are to be brought to the output, while AMX is at work on the next one's. */
+/* Rows [row, rows) of the sums of one panel, to be brought to the output while AMX is at work on the next one's. */
 typedef struct {
-    const squares *own;
+    const multiply_task *task;
     panel side;
     const float *sums;
     int64_t row, rows, first, output, outputs;
 } waiting;
 
-INLINE panel side_of(const squares *own, int64_t panel_index) {
+INLINE panel side_of(const squares *own, int64_t index) {
     panel side = own->side;
-    side.scale += panel_index * own->jump;
-    side.offset += panel_index * own->jump;
-    side.bias += panel_index * own->jump;
+    side.scale += index * own->jump;
+    side.offset += index * own->jump;
+    side.bias += index * own->jump;
     return side;
+}
+
+INLINE float *sums_of(const squares *own, int64_t index) { return own->sums + index * PAIR * SIDE * PANEL; }
+
+/* How many of `most` things there are from `first` on, of `all`. */
+INLINE int64_t left_of(int64_t all, int64_t first, int64_t most) { return all - first < most ? all - first : most; }
+
+/* All rows of panel `index` of a block that begins with panel `first`, for `tiles` tiles of tokens. */
+INLINE waiting all_of(const squares *own, int64_t tile, int64_t tiles, int64_t first, int64_t index) {
+    const multiply_task *task = own->task;
+    const int64_t start = tile * SIDE, output = (first + index) * PANEL;
+    return (waiting){.task = task,
+                     .side = side_of(own, index),
+                     .sums = sums_of(own, index),
+                     .rows = left_of(task->rows, start, tiles * SIDE),
+                     .first = start,
+                     .output = output,
+                     .outputs = left_of(task->outputs, output, PANEL)};
 }
 
 /* Steps of the tokens of tiles [tile, tile + PAIR), tokens side by side; those beyond the last row are zeros. */
@@ -58,13 +76,13 @@ INLINE void finish_some(const int integers, const int scaled, waiting *left, int
         const float *sums = left->sums + left->row * PANEL;
         float y[PANEL];
         if (integers) {
-            const floats step = all_floats(left->own->delta[left->row]);
+            const floats step = all_floats(left->task->scale[left->first + left->row]);
             UNROLL
             for (int v = 0; v < VECTORS; v++)
                 put_floats(y + v * LANES, __builtin_convertvector(ints_at(sums + v * LANES), floats) * step);
             sums = y;
         }
-        finish_rows(1, scaled, left->own->task, &left->side, sums, left->first + left->row, left->output, left->outputs);
+        finish_rows(1, scaled, left->task, &left->side, sums, left->first + left->row, left->output, left->outputs);
     }
 }
 
@@ -111,17 +129,16 @@ INLINE void add_squares(const int8_t *codes, const int8_t *weights, int64_t row,
 /* One part: tiles [tile, tile + tiles) of tokens, at most PAIR, times the panels [first, first + panels) of a block. */
 static void multiply_whole(const squares *own, int64_t tile, int64_t tiles, int64_t first, int64_t panels) {
     const multiply_task *task = own->task;
-    const int64_t row = own->steps * SQUARE, here = task->rows - tile * SIDE;
-    waiting left = {.own = own, .rows = here < tiles * SIDE ? here : tiles * SIDE, .first = tile * SIDE};
-    left.row = left.rows;
+    const int64_t row = own->steps * SQUARE;
+    waiting left = {.rows = 0};
     for (int64_t s = 0; s < own->steps; s += CHUNK) {
-        const int64_t count = own->steps - s < CHUNK ? own->steps - s : CHUNK;
+        const int64_t count = left_of(own->steps, s, CHUNK);
         const int last = s + count == own->steps;
         const int64_t share = last ? (PAIR * SIDE + count - 1) / count : 0;
         const int8_t *codes = task->codes + tile * row + s * SQUARE;
         for (int64_t p = 0; p < panels; p++) {
             const int8_t *weights = own->weights + p * VECTORS * row + s * VECTORS * SQUARE;
-            int32_t *sums = (int32_t *)(own->sums + p * PAIR * SIDE * PANEL);
+            int32_t *sums = (int32_t *)sums_of(own, p);
             if (tiles == PAIR && s)
                 add_squares(codes, weights, row, count, 1, 0, sums, &left, share);
             else if (tiles == PAIR)
@@ -132,11 +149,7 @@ static void multiply_whole(const squares *own, int64_t tile, int64_t tiles, int6
                 add_squares(codes, weights, row, count, 0, 1, sums, &left, share);
             if (!last) continue;
             finish_some(1, 0, &left, left.rows);
-            left.side = side_of(own, p);
-            left.sums = (float *)sums;
-            left.row = 0;
-            left.output = (first + p) * PANEL;
-            left.outputs = task->outputs - left.output < PANEL ? task->outputs - left.output : PANEL;
+            left = all_of(own, tile, tiles, first, p);
         }
     }
     finish_some(1, 0, &left, left.rows);
@@ -164,17 +177,17 @@ INLINE void add_parts(const int scaled, const squares *own, const panel *side, c
         }                                                                   \
         _tile_stored(tile, sums[tile], STEP);                               \
     }
-#define ADD(tile, p)                                                                              \
-    if ((p) < count) {                                                                            \
-        const float *step = delta + (p) * jump;                                                   \
+#define ADD(tile, p)                                                                                 \
+    if ((p) < count) {                                                                               \
+        const float *step = delta + (p) * jump;                                                      \
         const floats scale = floats_at(side->scale + (scaled ? from + (p) : 0) * PANEL + v * LANES); \
-        UNROLL                                                                                    \
-        for (int i = 0; i < SIDE; i++) {                                                          \
-            floats part = __builtin_convertvector(ints_at(sums[tile] + i * LANES), floats);       \
-            part *= all_floats(step[i]);                                                          \
-            if (scaled) part *= scale;                                                            \
-            total[i] += part;                                                                     \
-        }                                                                                         \
+        UNROLL                                                                                       \
+        for (int i = 0; i < SIDE; i++) {                                                             \
+            floats part = __builtin_convertvector(ints_at(sums[tile] + i * LANES), floats);          \
+            part *= all_floats(step[i]);                                                             \
+            if (scaled) part *= scale;                                                               \
+            total[i] += part;                                                                        \
+        }                                                                                            \
     }
     SUM(0, 4, 6, 0)
     SUM(1, 5, 7, 1)
@@ -198,8 +211,9 @@ INLINE void add_parts(const int scaled, const squares *own, const panel *side, c
 INLINE void multiply_parts(const int scaled, const squares *own, int64_t tile, int64_t tiles, int64_t first,
                            int64_t panels) {
     const multiply_task *task = own->task;
-    const int64_t parts = task->parts, row = parts * own->steps * SQUARE, here = task->rows - tile * SIDE;
+    const int64_t parts = task->parts, row = parts * own->steps * SQUARE;
     const int64_t chunk = own->steps < CHUNK / 2 ? CHUNK / 2 / own->steps : 1;
+    take_steps(own, tile);
     for (int64_t i = 0; i < panels * PAIR * SIDE * PANEL; i += LANES) put_floats(own->sums + i, all_floats(-0.0f));
     for (int64_t p = 0; p < parts; p += chunk)
         for (int64_t b = 0; b < panels; b++) {
@@ -207,13 +221,11 @@ INLINE void multiply_parts(const int scaled, const squares *own, int64_t tile, i
             for (int64_t t = 0; t < tiles; t++)
                 for (int v = 0; v < VECTORS; v++)
                     add_parts(scaled, own, &side, own->delta + t * task->groups * SIDE, task->codes + (tile + t) * row,
-                              own->weights + b * VECTORS * row, p, parts - p < chunk ? parts - p : chunk, v,
-                              own->sums + (b * PAIR + t) * SIDE * PANEL + v * LANES);
+                              own->weights + b * VECTORS * row, p, left_of(parts, p, chunk), v,
+                              sums_of(own, b) + t * SIDE * PANEL + v * LANES);
         }
     for (int64_t b = 0; b < panels; b++) {
-        const int64_t output = (first + b) * PANEL, more = task->outputs - output;
-        waiting left = {own, side_of(own, b), own->sums + b * PAIR * SIDE * PANEL, 0,
-                        here < tiles * SIDE ? here : tiles * SIDE, tile * SIDE, output, more < PANEL ? more : PANEL};
+        waiting left = all_of(own, tile, tiles, first, b);
         finish_some(0, scaled, &left, left.rows);
     }
 }
@@ -224,7 +236,7 @@ static int multiply_squares(const multiply_task *task, int64_t panel_first, int6
     const int64_t parts = task->parts, scales = task->weight_groups;
     squares own = {.task = task, .steps = (task->columns / parts + STEP - 1) / STEP, .jump = PANEL * (2 * scales + 1)};
     const int64_t size = VECTORS * parts * own.steps * SQUARE, most = BLOCK_BYTES / size > 1 ? BLOCK_BYTES / size : 1;
-    const int64_t panels = panel_last - panel_first < most ? panel_last - panel_first : most;
+    const int64_t panels = left_of(panel_last, panel_first, most);
     const int64_t floats = panels * PAIR * SIDE * PANEL + PAIR * task->groups * SIDE + panels * own.jump;
     void *whole;
     own.weights = aligned_memory(panels * size + floats * sizeof(float), &whole);
@@ -237,17 +249,16 @@ static int multiply_squares(const multiply_task *task, int64_t panel_first, int6
     own.side.bias = (float *)(own.side.offset + scales * PANEL);
     configure((uint8_t[8]){16, 16, 16, 16, 16, 16, 16, 16}, (uint16_t[8]){64, 64, 64, 64, 64, 64, 64, 64});
     for (int64_t from = panel_first; from < panel_last; from += panels) {
-        const int64_t count = panel_last - from < panels ? panel_last - from : panels;
+        const int64_t count = left_of(panel_last, from, panels);
         for (int64_t p = 0; p < count; p++) {
-            const int64_t output = (from + p) * PANEL, left = task->outputs - output;
+            const int64_t output = (from + p) * PANEL, outputs = left_of(task->outputs, output, PANEL);
             panel side = side_of(&own, p);
-            take_sides(task, output, left < PANEL ? left : PANEL, &side);
-            take_squares(task, own.steps, &side, output, left < PANEL ? left : PANEL, own.weights + p * size);
+            take_sides(task, output, outputs, &side);
+            take_squares(task, own.steps, &side, output, outputs, own.weights + p * size);
         }
         settle();
         for (int64_t t = tile_first; t < tile_last; t += PAIR) {
-            const int64_t tiles = tile_last - t < PAIR ? tile_last - t : PAIR;
-            take_steps(&own, t);
+            const int64_t tiles = left_of(tile_last, t, PAIR);
             if (parts == 1)
                 multiply_whole(&own, t, tiles, from, count);
             else if (own.side.scales_in_groups)
