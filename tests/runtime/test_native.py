@@ -161,6 +161,35 @@ def test_products_are_the_definitions_bit_for_bit(
 
 
 @needs_native
+@many
+@given(
+    count=st.sampled_from([1, 7, 17, 33]),
+    columns=st.sampled_from([12, 64, 160]),
+    outputs=st.sampled_from([1, 31, 32, 70]),
+    group_size=st.sampled_from([None, 4, 32]),
+    rank=st.sampled_from([0, 2]),
+    size=st.sampled_from([1e-30, 0.01, 1.0, 20.0, 1e12]),
+    seed=st.integers(0, 9999),
+)
+def test_gelu_is_the_definitions_within_float32_and_the_same_everywhere(
+    each_set, count, columns, outputs, group_size, rank, size, seed
+) -> None:
+    grouped = None if columns % (group_size or 1) else group_size
+    linear = make_linear(outputs, columns, 4, 6, group_size=grouped, act_group_size=grouped, low_rank=rank)
+    x = rows((count, columns), "normal", torch.float32, seed) * size
+    y, made = linear(x), linear(x, gelu_tanh=True)
+    torch.testing.assert_close(made, reference.gelu_tanh(y), rtol=4e-7, atol=4e-7)
+    exact = reference.gelu_tanh(y.double()).float()
+    torch.testing.assert_close(made[y > 0], exact[y > 0], rtol=5e-7, atol=0)
+    try:
+        library.use(SETS[0])
+        # Of groups on the plainest set the sums are the same as well, and so all that follows from them.
+        assert torch.equal(linear(x, gelu_tanh=True), made)
+    finally:
+        library.use(each_set)
+
+
+@needs_native
 def test_codes_in_natural_order_are_multiplied_too(each_set: str) -> None:
     for symmetric_acts, act_bits in ((True, 6), (False, 6), (False, 8)):
         linear = make_linear(40, 96, 4, act_bits, symmetric_acts=symmetric_acts, act_group_size=16)
@@ -185,7 +214,9 @@ def test_the_largest_sums_are_exact(each_set: str) -> None:
 def test_a_row_with_nan_stays_nan_and_spares_the_others(each_set: str) -> None:
     x = torch.randn(3, 16)
     x[1, 5] = torch.nan
-    y = make_linear(24, 16, 4, 6)(x)
+    linear = make_linear(24, 16, 4, 6)
+    assert torch.equal(linear(x, gelu_tanh=True).isnan(), linear(x).isnan())
+    y = linear(x)
     assert y.isnan().all(1).tolist() == y.isnan().any(1).tolist() == [False, True, False]
 
 

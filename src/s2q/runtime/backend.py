@@ -33,6 +33,8 @@ class _Asked(NamedTuple):
     low_rank_on_codes: bool = False
     hadamard: int = 0
     """length of the blocks of the transform"""
+    gelu_tanh: bool = False
+    """`reference.gelu_tanh` of the output, before it is narrowed"""
 
 
 class Problem(_Asked):

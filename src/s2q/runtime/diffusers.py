@@ -13,6 +13,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
 
 from s2q.checkpoint import QUANT_METHOD, CheckpointError, QuantizationSpec
+from s2q.runtime.feed_forward import fuse_gelu, part_gelu
 from s2q.runtime.linear import QuantLinear
 from s2q.runtime.loading import (
     SpecConfig,
@@ -58,6 +59,7 @@ class S2QQuantizer(DiffusersQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
         swap_linears(model, self.quantization_config.spec)
+        fuse_gelu(model)  # before a device map takes hold of the modules' methods
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         check_nothing_missing(missing_keys)
@@ -96,6 +98,7 @@ class S2QQuantizer(DiffusersQuantizer):
 
     def _dequantize(self, model: nn.Module) -> nn.Module:
         dequantize_linears(model, self.quantization_config.spec, model.dtype)
+        part_gelu(model)
         # diffusers leaves our configuration behind: saved with it, the folder could not be loaded again.
         kept = {key: value for key, value in model.config.items() if key != "quantization_config"}
         model._internal_dict = FrozenDict(kept)

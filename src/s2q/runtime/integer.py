@@ -19,6 +19,7 @@ from s2q.runtime.reference import (
     InputTransform,
     LowRank,
     QuantizedInput,
+    gelu_tanh,
     input_grid,
     integer_product,
     low_rank_input,
@@ -144,7 +145,7 @@ class TorchBackend:
         out = torch.empty(rows, codes.shape[0], dtype=problem.dtype, device=codes.device)
         simple = problem.groups == 1 and weight.zero_point is None and not declined
         if simple and native.why_not(codes.device, problem.dtype) is None:
-            _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), out)
+            _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), problem.gelu_tanh, out)
             return out
 
         def part(own: slice) -> Tensor:
@@ -154,7 +155,8 @@ class TorchBackend:
             y = scaled_product(chosen, coded, product)
             if middle is not None:
                 y = y.add_(middle[own] @ up)
-            return y if bias is None else y.add_(bias.float())
+            y = y if bias is None else y.add_(bias.float())
+            return gelu_tanh(y) if problem.gelu_tanh else y
 
         for start in range(0, rows, CHUNK_ROWS):
             own = slice(start, min(start + CHUNK_ROWS, rows))
@@ -163,9 +165,14 @@ class TorchBackend:
 
 
 def _multiply_natively(
-    inputs: QuantizedInput, weight: CodedWeight, bias: Tensor | None, branch: tuple[Tensor, Tensor] | None, out: Tensor
+    inputs: QuantizedInput,
+    weight: CodedWeight,
+    bias: Tensor | None,
+    branch: tuple[Tensor, Tensor] | None,
+    gelu: bool,
+    out: Tensor,
 ) -> None:
-    """`scaled_product` without groups, the branch (middle [M, r], up [r, N]) and the bias, into `out` [M, N]."""
+    """`scaled_product` without groups, the branch (middle [M, r], up [r, N]), the bias and GELU, into `out` [M, N]."""
     rows, columns = out.shape
     bias = None if bias is None else bias.float().contiguous()
     zero = weight_sum = None
@@ -177,13 +184,15 @@ def _multiply_natively(
         sums = scratch("sums", (own.stop - start, columns), torch.int32)
         torch._int_mm(inputs.codes[own], weight.codes.mT, out=sums)
         part = None if zero is None else zero[own]
-        if branch is None:
+        if branch is None and not gelu:
             native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, bias, out[own])
             continue
         y = torch.empty(sums.shape)
         native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, None, y)
-        y.add_(branch[0][own] @ branch[1])
-        out[own] = y if bias is None else y.add_(bias)
+        if branch is not None:
+            y.add_(branch[0][own] @ branch[1])
+        y = y if bias is None else y.add_(bias)
+        out[own] = gelu_tanh(y) if gelu else y
 
 
 def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:

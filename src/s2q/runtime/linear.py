@@ -116,9 +116,9 @@ class QuantLinear(nn.Linear):
             own["weight_packed"], own["weight_scale"], own.get("weight_zero_point"), self.scheme.weight_bits
         )
 
-    def problem(self, x: Tensor) -> Problem:
+    def problem(self, x: Tensor, gelu_tanh: bool = False) -> Problem:
         """What is asked of a backend for `x` [M, K]."""
-        return Problem(x.device, x.dtype, x.shape[0], *self._asked)
+        return Problem(x.device, x.dtype, x.shape[0], *self._asked, gelu_tanh)
 
     def low_rank(self) -> LowRank | None:
         """The branch beside the codes, if there is one."""
@@ -126,8 +126,12 @@ class QuantLinear(nn.Linear):
             return None
         return LowRank(self.low_rank_down, self.low_rank_up, self.scheme.low_rank_on_codes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., K] → [..., N] in the dtype of `x`, or in `input_dtype`."""
+    def forward(self, x: Tensor, gelu_tanh: bool = False) -> Tensor:
+        """[..., K] → [..., N] in the dtype of `x`, or in `input_dtype`.
+
+        Args:
+            gelu_tanh: GELU by tanh of the output, in the same pass; it has no gradient.
+        """
         scheme = self.scheme
         x = x if self.input_dtype is None else x.to(self.input_dtype)
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
@@ -146,10 +150,11 @@ class QuantLinear(nn.Linear):
                 self.act_groups,
                 scheme.low_rank_on_codes,
                 transform.hadamard,
+                gelu_tanh,
             )
         else:
             flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
-            choice = choose(self.problem(flat))
+            choice = choose(self.problem(flat, gelu_tanh))
 
             def make() -> QuantizedInput:
                 return quantize_input(choice, flat, self.input_transform())

@@ -163,6 +163,14 @@ def scaled_product(inputs: QuantizedInput, weight: CodedWeight, product: Product
     return y if weight.scale.shape[1] > 1 else y.mul_(weight.scale.mT)
 
 
+def gelu_tanh(y: Tensor) -> Tensor:
+    """GELU by tanh of a float32 output; one pass takes it with the product's sums, instead of one over the output.
+
+    Backends compute it by formulas of their own, within a few units in the last place of float32.
+    """
+    return torch.nn.functional.gelu(y, approximate="tanh")
+
+
 def low_rank_input(inputs: QuantizedInput, low_rank: LowRank) -> Tensor:
     """What the branch passes through its narrow middle: float32 [M, r]."""
     x = dequantize(inputs.codes, inputs.scale, inputs.zero) if low_rank.on_codes else inputs.values

@@ -15,6 +15,7 @@ from s2q.runtime.reference import (
     ActFormat,
     CodedWeight,
     QuantizedInput,
+    gelu_tanh,
     integer_product,
     low_rank_input,
     quantize_input,
@@ -41,12 +42,14 @@ def defined(linear: QuantLinear, inputs: QuantizedInput) -> Tensor:
     return y if linear.bias is None else y + linear.bias.float()
 
 
-def multiplied(device: str, linear: QuantLinear, inputs: QuantizedInput, dtype: torch.dtype = torch.float32) -> Tensor:
+def multiplied(
+    device: str, linear: QuantLinear, inputs: QuantizedInput, dtype: torch.dtype = torch.float32, gelu: bool = False
+) -> Tensor:
     """What the kernel makes of the same, on the CPU."""
     there = linear.to(device)
     inputs = QuantizedInput(*(t.to(device) if isinstance(t, Tensor) else t for t in inputs))
     assert backend.why_not_multiply(inputs, there.packed_weight(), dtype) is None
-    y = backend.multiply(inputs, there.packed_weight(), there.bias, there.low_rank(), dtype).cpu()
+    y = backend.multiply(inputs, there.packed_weight(), there.bias, there.low_rank(), dtype, gelu).cpu()
     linear.to("cpu")
     return y
 
@@ -122,6 +125,18 @@ def test_the_branch_is_added_to_float32_accuracy(device: str, rank: int, on_code
     inputs = inputs_of(linear, 33)
     expected = defined(linear, inputs)
     assert (multiplied(device, linear, inputs) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_gelu_of_the_sums_is_taken_before_they_are_narrowed(device: str, rank: int, dtype: torch.dtype) -> None:
+    linear = make_linear(40, 96, 4, 6, low_rank=rank)
+    inputs = inputs_of(linear, 33)
+    expected = gelu_tanh(defined(linear, inputs))
+    made = multiplied(device, linear, inputs, dtype, gelu=True)
+    assert made.dtype == dtype
+    error = 2e-6 if dtype == torch.float32 else 2**-10
+    torch.testing.assert_close(made.float(), expected, rtol=error, atol=error)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 33])

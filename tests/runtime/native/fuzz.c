@@ -56,7 +56,7 @@ static int round_trip(void) {
     }
     uint8_t *packed = filled(outputs * words * 4);
     uint32_t *weight_zero = filled((outputs * weight_bits + 31) / 32 * weight_groups * 4);
-    const int with_zero = next() % 2, with_bias = next() % 2, with_branch = next() % 2;
+    const int with_zero = next() % 2, with_bias = next() % 2, with_branch = next() % 2, gelu = next() % 2;
     void *first = NULL;
     int failed = 0;
     for (int set = 0; s2q_set_name(set); set++) {
@@ -77,7 +77,7 @@ static int round_trip(void) {
         failed |= s2q_quantize(&coded, 0, tiles);
         const multiply_task product = {
             .rows = rows, .columns = columns, .outputs = outputs, .groups = groups, .parts = parts, .words = words,
-            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .layout = layout, .codes = codes, .scale = scale,
+            .bits = weight_bits, .weight_groups = weight_groups, .dtype = narrow, .gelu = gelu, .layout = layout, .codes = codes, .scale = scale,
             .zero = symmetric || bits < 8 ? NULL : zero, .sums = sums, .packed = packed, .weight_scale = weight_scale,
             .weight_zero = with_zero ? weight_zero : NULL, .bias = with_bias ? bias : NULL,
             .branch = with_branch ? branch : NULL, .out = out};

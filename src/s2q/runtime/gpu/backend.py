@@ -90,14 +90,19 @@ def why_not_multiply(inputs: QuantizedInput, weight: PackedWeight, dtype: torch.
 
 
 def multiply(
-    inputs: QuantizedInput, weight: PackedWeight, bias: Tensor | None, low_rank: LowRank | None, dtype: torch.dtype
+    inputs: QuantizedInput,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    low_rank: LowRank | None,
+    dtype: torch.dtype,
+    gelu: bool = False,
 ) -> Tensor:
-    """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`."""
+    """Quantized input times packed weight: codes int8 [M, K] → [M, N] of `dtype`, maybe with GELU."""
     from s2q.runtime.gpu.product import multiply_packed
 
     branch = None if low_rank is None else (low_rank_input(inputs, low_rank), low_rank.up)
     scale, zero = inputs.scale.contiguous(), None if inputs.zero is None else inputs.zero.contiguous()
-    return multiply_packed(inputs.codes.contiguous(), scale, zero, *weight, branch, bias, dtype)
+    return multiply_packed(inputs.codes.contiguous(), scale, zero, *weight, branch, bias, dtype, gelu)
 
 
 def why_not_weight_only(x: Tensor, weight: PackedWeight) -> str | None:
@@ -154,7 +159,7 @@ class TritonBackend:
         problem: Problem,
     ) -> Tensor:
         """[M, N] from an input in natural order."""
-        return multiply(inputs, weight, bias, low_rank, problem.dtype)
+        return multiply(inputs, weight, bias, low_rank, problem.dtype, problem.gelu_tanh)
 
     def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
         """As it is."""

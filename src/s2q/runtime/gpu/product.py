@@ -93,7 +93,7 @@ def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, w
                      rows, outputs, row_bytes, rows_class,
                      GROUPS: tl.constexpr, SIZE: tl.constexpr, X_GROUPS: tl.constexpr, WEIGHT_GROUPS: tl.constexpr,
                      BITS: tl.constexpr, PAIRS: tl.constexpr, INTEGER: tl.constexpr, X_ZERO: tl.constexpr,
-                     WEIGHT_ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr,
+                     WEIGHT_ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
                      BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
     """One tile of out [M, N]; x is int8 codes (INTEGER) or float32 values [M, K]."""
     # Programs that run together share rows: eight blocks of rows go through all columns before the next eight.
@@ -158,6 +158,9 @@ def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, w
         y += branch
     if BIAS:
         y += tl.load(bias + output, output_here, 0.0).to(tl.float32)[None, :]
+    if GELU:
+        # y (1 + tanh(√(2/π) (y + 0.044715 y³))) / 2; beyond −80 nothing is left of it, and the exponential would overflow.
+        y *= tl.sigmoid(tl.maximum(y * (1.5957691216057308 + 0.07135481282052892 * y * y), -80.0))
     at = out + row.to(tl.int64)[:, None] * outputs + output[None, :]
     tl.store(at, y.to(out.dtype.element_ty), row_here[:, None] & output_here[None, :])
 
@@ -173,6 +176,7 @@ def multiply_packed(
     branch: tuple[Tensor, Tensor] | None,
     bias: Tensor | None,
     dtype: torch.dtype,
+    gelu: bool = False,
 ) -> Tensor:
     """x [M, K] times packed weights → [M, N] of `dtype`.
 
@@ -180,6 +184,7 @@ def multiply_packed(
         x: int8 codes, contiguous, with `scale` and maybe `zero`, float32 [M, G]; or float32 values, without.
         packed, weight_scale, zero_point, bits: as in `s2q.runtime.integer.PackedWeight`.
         branch: float32 [M, r] and [N, r] of any floating dtype.
+        gelu: GELU by tanh of the output, before it is narrowed.
     """
     (rows, columns), outputs = x.shape, packed.shape[0]
     x_groups = 1 if scale is None else scale.shape[1]
@@ -208,6 +213,6 @@ def multiply_packed(
             pointer(bias, x), out, rows, outputs, words.shape[1], padded(min(rows, 4096)),
             **common, X_GROUPS=x_groups, INTEGER=scale is not None,
             X_ZERO=zero is not None, WEIGHT_ZERO=zero_point is not None, RANK=0 if up is None else up.shape[1],
-            BIAS=bias is not None, **EXACT,
+            BIAS=bias is not None, GELU=gelu, **EXACT,
         )  # fmt: skip
     return out

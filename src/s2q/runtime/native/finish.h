@@ -1,7 +1,8 @@
-/* From the sums of a panel's outputs to the output: Δ_w, branch, bias, rounding. */
+/* From the sums of a panel's outputs to the output: Δ_w, branch, bias, GELU, rounding. */
 #ifndef S2Q_FINISH_H
 #define S2Q_FINISH_H
 
+#include "gelu.h"
 #include "panel.h"
 
 INLINE void put_shorts(uint16_t *to, floats value) {
@@ -13,7 +14,8 @@ INLINE void put_shorts(uint16_t *to, floats value) {
 }
 
 /* Vector v of the panel's part of a row, of which `outputs` values are wanted, to position `at` of the output. */
-INLINE void finish(const multiply_task *task, const panel *own, floats y, int v, int64_t at, int64_t outputs) {
+INLINE void finish(const int gelu, const multiply_task *task, const panel *own, floats y, int v, int64_t at,
+                   int64_t outputs) {
     const int64_t left = outputs - v * LANES, count = left < LANES ? left : LANES, to = at + v * LANES;
     float wide[LANES];
     uint16_t narrow[LANES];
@@ -22,6 +24,7 @@ INLINE void finish(const multiply_task *task, const panel *own, floats y, int v,
         y += floats_at(wide);
     }
     y += floats_at(own->bias + v * LANES);
+    if (gelu) y = gelu_tanh(y);
     if (task->dtype == FLOAT32) {
         float *out = (float *)task->out + to;
         put_floats(count == LANES ? out : wide, y);
@@ -53,8 +56,8 @@ INLINE void put_pair(uint16_t *to, floats one, floats other) {
 #endif
 
 /* Sums over the parts, [rows][PANEL], to the output; `scaled` says that they have been multiplied with Δ_w. */
-INLINE void finish_rows(const int rows, const int scaled, const multiply_task *task, const panel *own, const float *y,
-                        int64_t first, int64_t output, int64_t outputs) {
+INLINE void finish_these(const int rows, const int scaled, const int gelu, const multiply_task *task, const panel *own,
+                         const float *y, int64_t first, int64_t output, int64_t outputs) {
 #if LANES == 16
     if (outputs == PANEL && !task->branch) {
         floats factor[VECTORS], bias[VECTORS];
@@ -73,6 +76,10 @@ INLINE void finish_rows(const int rows, const int scaled, const multiply_task *t
             }
             one += bias[0];
             other += bias[1];
+            if (gelu) {
+                one = gelu_tanh(one);
+                other = gelu_tanh(other);
+            }
             if (task->dtype == FLOAT32) {
                 put_floats((float *)task->out + to, one);
                 put_floats((float *)task->out + to + LANES, other);
@@ -89,8 +96,26 @@ INLINE void finish_rows(const int rows, const int scaled, const multiply_task *t
         for (int v = 0; v < VECTORS; v++) {
             floats total = floats_at(y + r * PANEL + v * LANES);
             if (!scaled) total *= floats_at(own->scale + v * LANES);
-            if (v * LANES < outputs) finish(task, own, total, v, (first + r) * task->outputs + output, outputs);
+            if (v * LANES < outputs) finish(gelu, task, own, total, v, (first + r) * task->outputs + output, outputs);
         }
+}
+
+/* A row of a task with GELU: a function of its own, so that products without it keep their registers. */
+static __attribute__((noinline)) void finish_gelu(const int scaled, const multiply_task *task, const panel *own,
+                                                  const float *y, int64_t row, int64_t output, int64_t outputs) {
+    if (scaled)
+        finish_these(1, 1, 1, task, own, y, row, output, outputs);
+    else
+        finish_these(1, 0, 1, task, own, y, row, output, outputs);
+}
+
+/* The same, with GELU where the task asks for it. */
+INLINE void finish_rows(const int rows, const int scaled, const multiply_task *task, const panel *own, const float *y,
+                        int64_t first, int64_t output, int64_t outputs) {
+    if (task->gelu)
+        for (int r = 0; r < rows; r++) finish_gelu(scaled, task, own, y + r * PANEL, first + r, output, outputs);
+    else
+        finish_these(rows, scaled, 0, task, own, y, first, output, outputs);
 }
 
 #endif

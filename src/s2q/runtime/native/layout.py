@@ -9,7 +9,7 @@ from torch import Tensor
 from s2q.numerics.packing import packed_width
 from s2q.runtime.backend import Problem
 from s2q.runtime.native import library
-from s2q.runtime.native.library import KINDS, PANEL, SHIFTED, SHIFTED_TILE, SIDE, SQUARES, STEP, TEN, TILE, TILES
+from s2q.runtime.native.library import ELEVEN, KINDS, PANEL, SHIFTED, SHIFTED_TILE, SIDE, SQUARES, STEP, TILE, TILES
 
 
 class Plan(NamedTuple):
@@ -32,7 +32,7 @@ class Plan(NamedTuple):
     multiply_work: int
     """of a tile"""
     multiply_task: bytes
-    """the first ten fields"""
+    """the first eleven fields"""
 
 
 def plan_of(problem: Problem) -> Plan:
@@ -54,11 +54,11 @@ def plan_of(problem: Problem) -> Plan:
         tiles = -(-rows // tile)
         codes = -(-(sums + (4 * rows * parts if layout == TILES else 0)) // 64) * 64
         words = packed_width(columns, bits)
-        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype], layout)
+        known = (rows, columns, outputs, groups, parts, words, bits, problem.weight_groups, KINDS[dtype])
         plan = problem.notes[key] = Plan(
             *(zero, sums, codes, codes + size, layout, tiles, -(-outputs // PANEL)),
             *(rows * columns * (1 + (n1 + n2) // 8), tile * outputs * columns // 64),
-            TEN.pack(*known),
+            ELEVEN.pack(*known, problem.gelu_tanh, layout),
         )
     return plan
 

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 5
+VERSION = 6
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 # Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in lanes.h and panel.h.

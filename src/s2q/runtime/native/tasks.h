@@ -35,6 +35,7 @@ typedef struct {
     int64_t bits;
     int64_t weight_groups; /* 1 or P */
     int64_t dtype;         /* of out */
+    int64_t gelu;          /* 1: GELU by tanh of the output, 0: none */
     int64_t layout;        /* of the codes: SHIFTED where lanes.h says so, SQUARES where the set has them, else TILES */
     const int8_t *codes;   /* zero points taken off unless `zero` is there */
     const float *scale;    /* [M, G] */
