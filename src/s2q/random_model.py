@@ -12,7 +12,7 @@ from s2q.numerics.kronecker import random_orthogonal
 from s2q.numerics.packing import pack
 from s2q.quantization.schemes import groups_for, merged, scheme_for, scheme_spec
 from s2q.recipe import Recipe
-from s2q.runtime.diffusers import swap_linears
+from s2q.runtime.diffusers import prepare
 from s2q.runtime.linear import QuantLinear
 
 
@@ -46,7 +46,7 @@ def empty_model(
         with torch.device("meta"):
             model = model_class.from_config(config)
             if recipe is not None:
-                swap_linears(model, random_spec(model, resolve(model), recipe))
+                prepare(model, random_spec(model, resolve(model), recipe))
     finally:
         torch.set_default_dtype(usual)
     return model

@@ -41,6 +41,16 @@ class S2QConfig(SpecConfig, QuantizationConfigMixin):
         self.quant_method = Method.S2Q
 
 
+def prepare(model: nn.Module, spec: QuantizationSpec) -> None:
+    """Empty packed linears in a transformer, for weights to come, and GELU with them.
+
+    Raises:
+        CheckpointError: as `swap_linears`.
+    """
+    swap_linears(model, spec)
+    fuse_gelu(model)  # now, before a device map takes hold of the modules' methods
+
+
 class S2QQuantizer(DiffusersQuantizer):
     """Swaps the linears before loading, and checks strictly that every tensor came, whole and in its own dtype."""
 
@@ -58,8 +68,7 @@ class S2QQuantizer(DiffusersQuantizer):
         return True
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> None:
-        swap_linears(model, self.quantization_config.spec)
-        fuse_gelu(model)  # before a device map takes hold of the modules' methods
+        prepare(model, self.quantization_config.spec)
 
     def update_missing_keys(self, model: nn.Module, missing_keys: list[str], prefix: str) -> list[str]:
         check_nothing_missing(missing_keys)
