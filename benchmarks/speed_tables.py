@@ -37,19 +37,26 @@ def linear(made: Mapping[str, Any]) -> str:
     """The quantized linear under each scheme, as many times as fast as both floats."""
     schemes = dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"])
     heads = ["model", "K → N", "M", *(scheme or "plain" for scheme in schemes)]
+    shares = "shares_of_peak" in made["rows"][0]
     rows = [
         [
             row["model"],
             f"{row['k']} → {row['n']}",
             str(row["m"]),
             *(
-                " / ".join(f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS)
+                " / ".join(
+                    [f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS]
+                    + ([f"{row['shares_of_peak'][scheme]:.0%}"] if shares else [])
+                )
                 for scheme in schemes
             ),
         ]
         for row in made["rows"]
     ]
-    said = f"× float32 / × bfloat16, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
+    peak = " / share of the peak of integer products, of bfloat16 tokens" if shares else ""
+    said = (
+        f"× float32 / × bfloat16{peak}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
+    )
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
 
 

@@ -29,6 +29,10 @@ def test_it_prints_a_row_for_each_shape_and_writes_what_it_prints(tmp_path: Path
         assert min(seconds.values()) > 0
         assert row["ratios"]["over bfloat16"] == pytest.approx(seconds["bfloat16"] / seconds["quantized bfloat16"])
         assert f"{row['ratios']['over float32']:.2f}×" in done.out
+        operations = 2 * row["k"] * row["n"] * row["m"]
+        assert row["peak_gops"] == pytest.approx(1e-9 * operations / seconds["peak"])
+        assert set(row["shares_of_peak"]) == set(bench.SCHEMES)
+        assert row["shares_of_peak"]["groups"] == pytest.approx(seconds["peak"] / seconds["quantized groups bfloat16"])
 
 
 def test_what_the_environment_chose_is_part_of_the_command(tmp_path: Path) -> None:
@@ -83,6 +87,23 @@ def test_what_is_timed_computes_numbers(name: str) -> None:
     y = linear(torch.randn(5, 64))
     assert y.isfinite().all()
     assert y.std() > 0
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_peak_is_measured_with_and_without_native_code(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(library, "instruction_set", lambda: None)
+    operations, run = bench.peak("cpu")
+    assert operations > 0
+    run()
+    assert bench.interleaved({"peak": run}, 1)["peak"] > 0
+
+
+def test_every_instruction_set_has_a_peak_and_more_threads_do_more() -> None:
+    for name in library.instruction_sets():
+        library.use(name)
+        assert library.peak(20, 2) == 2 * library.peak(20, 1) == 4 * library.peak(10, 1)
+    library.use(None)
 
 
 def test_candidates_take_turns() -> None:

@@ -20,6 +20,7 @@ from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack
 from s2q.runtime.dispatch import choose
 from s2q.runtime.linear import QuantLinear
+from s2q.runtime.native import library
 
 # Widths (K, N) of the blocks' linears.
 SHAPES = {
@@ -42,6 +43,8 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "Hadamard blocks and groups": BLOCKS | GROUPS,
 }
 WARM_UP = 2
+LEAST_SECONDS = 1e-3
+"""What a measurement of the peak takes at least."""
 
 
 def scheme_of(columns: int, weight_bits: int, act_bits: int, fields: dict[str, Any]) -> SchemeSpec:
@@ -90,7 +93,10 @@ def backends(columns: int, rows_out: int, rows: int, weight_bits: int, act_bits:
 def compare(
     columns: int, rows_out: int, rows: int, *, weight_bits: int, act_bits: int, device: str, repeats: int
 ) -> dict[str, float]:
-    """Median seconds of each candidate for one shape, all timed in turn: K = `columns`, N = `rows_out`, M = `rows`."""
+    """Median seconds of each candidate for one shape, all timed in turn: K = `columns`, N = `rows_out`, M = `rows`.
+
+    "peak" is what the products alone would take at this device's peak, see `peak`.
+    """
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, columns, generator=generator).to(device) for n in (rows, rows_out))
     bias = torch.zeros(rows_out, device=device)
@@ -102,8 +108,32 @@ def compare(
     for name, fields in SCHEMES.items():
         linear = quantized(columns, rows_out, weight_bits, act_bits, device, generator, **fields)
         for kind, tokens in (("float32", x), ("bfloat16", low[0])):
-            candidates[" ".join(filter(None, ("quantized", name, kind)))] = partial(linear, tokens)
-    return interleaved(candidates, repeats)
+            candidates[_timed(name, kind)] = partial(linear, tokens)
+    operations, candidates["peak"] = peak(device)
+    seconds = interleaved(candidates, repeats)
+    return seconds | {"peak": seconds["peak"] * 2 * rows * columns * rows_out / operations}
+
+
+def peak(device: str) -> tuple[int, Callable[[], Any]]:
+    """Something that makes int8 products as fast as this device can, and how many operations they are.
+
+    On a CPU native code makes them out of registers; where there is none, and on a GPU, a large `torch._int_mm` does.
+    """
+    if device == "cpu" and library.instruction_set() is not None:
+        threads, rounds = torch.get_num_threads(), 1
+        while True:
+            started = time.perf_counter()
+            operations = library.peak(rounds, threads)
+            if time.perf_counter() - started > LEAST_SECONDS:
+                return operations, partial(library.peak, rounds, threads)
+            rounds *= 2
+    size = 8192 if torch.cuda.is_available() else 1024
+    codes = torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device)
+    return 2 * size**3, partial(torch._int_mm, codes, codes.mT)
+
+
+def _timed(scheme: str, kind: str) -> str:
+    return " ".join(filter(None, ("quantized", scheme, kind)))
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -128,7 +158,9 @@ def interleaved(candidates: dict[str, Callable[[], Any]], repeats: int) -> dict[
 def rows_of(
     models: Sequence[str], tokens: Sequence[int], weight_bits: int, act_bits: int, device: str, repeats: int
 ) -> Iterator[dict[str, Any]]:
-    """One row a model, shape and number of tokens M, with ratios of medians (above 1: the quantized one is faster)."""
+    """One row a model, shape and number of tokens M, with ratios of medians (above 1: the quantized one is faster), and what
+    share of the device's peak of integer products each scheme reaches with bfloat16 tokens, all it does beside them included.
+    """
     for model in models:
         for columns, rows_out in SHAPES[model]:
             for rows in tokens:
@@ -147,8 +179,10 @@ def rows_of(
                 }
                 for name in filter(None, SCHEMES):
                     for kind in ("float32", "bfloat16"):
-                        ratios[f"{name}, over {kind}"] = seconds[kind] / seconds[f"quantized {name} {kind}"]
+                        ratios[f"{name}, over {kind}"] = seconds[kind] / seconds[_timed(name, kind)]
                 shape = {"model": model, "k": columns, "n": rows_out, "m": rows}
-                speed = 2e-9 * rows * columns * rows_out / seconds["quantized bfloat16"]
+                shares = {name: seconds["peak"] / seconds[_timed(name, "bfloat16")] for name in SCHEMES}
                 chosen = backends(columns, rows_out, rows, weight_bits, act_bits, device)
-                yield shape | {"median_seconds": seconds, "ratios": ratios, "gops": speed, "backends": chosen}
+                speed = 2e-9 * rows * columns * rows_out / seconds["peak"]
+                made = {"median_seconds": seconds, "ratios": ratios, "shares_of_peak": shares, "peak_gops": speed}
+                yield shape | made | {"backends": chosen}

@@ -10,6 +10,7 @@
 int s2q_use(const char *);
 const char *s2q_set_name(int);
 int s2q_quantize(const quantize_task *, int64_t, int64_t);
+int64_t s2q_peak(int64_t, int32_t *);
 int s2q_multiply(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
 
 static uint64_t state = 1;
@@ -103,6 +104,11 @@ int main(int count, char **arguments) {
             printf("round %d: an instruction set differs from the baseline\n", i);
             return 1;
         }
+    int32_t sum;
+    for (int set = 0; s2q_set_name(set); set++) {
+        s2q_use(s2q_set_name(set));
+        if (s2q_peak(3, &sum) <= 0) return 1;
+    }
     printf("%d rounds\n", rounds);
     return 0;
 }

@@ -17,6 +17,7 @@ typedef struct {
     void (*unpack_halves)(const uint8_t *, int64_t, int64_t, int8_t *);
     int (*scale_sums)(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *, const int32_t *,
                       const float *, int, void *);
+    int64_t (*peak)(int64_t, int32_t *);
 } functions;
 
 #define DECLARE(set)                                                                                                  \
@@ -24,8 +25,10 @@ typedef struct {
     int s2q_multiply_##set(const multiply_task *, int64_t, int64_t, int64_t, int64_t);                                \
     void s2q_unpack_halves_##set(const uint8_t *, int64_t, int64_t, int8_t *);                                        \
     int s2q_scale_sums_##set(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *,        \
-                             const int32_t *, const float *, int, void *);
-#define OF(set, name) {name, s2q_quantize_##set, s2q_multiply_##set, s2q_unpack_halves_##set, s2q_scale_sums_##set}
+                             const int32_t *, const float *, int, void *);                                            \
+    int64_t s2q_peak_##set(int64_t, int32_t *);
+#define OF(set, name) \
+    {name, s2q_quantize_##set, s2q_multiply_##set, s2q_unpack_halves_##set, s2q_scale_sums_##set, s2q_peak_##set}
 
 DECLARE(baseline)
 #ifdef X86
@@ -91,3 +94,5 @@ API int s2q_scale_sums(const int32_t *sums, int64_t rows, int64_t columns, const
                        const int32_t *zero, const int32_t *weight_sum, const float *bias, int dtype, void *out) {
     return own()->scale_sums(sums, rows, columns, scale, weight_scale, zero, weight_sum, bias, dtype, out);
 }
+
+API int64_t s2q_peak(int64_t rounds, int32_t *out) { return own()->peak(rounds, out); }

@@ -31,6 +31,7 @@ _SIGNATURES = {
         (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
         _INT,
     ),
+    "s2q_peak": ((_SIZE, _POINTER), _SIZE),
     "s2q_version": ((), _INT),
     "s2q_instruction_set": ((), ctypes.c_char_p),
     "s2q_set_name": ((_INT,), ctypes.c_char_p),
@@ -205,6 +206,23 @@ def scale_sums(
         return function(_row(sums, start), stop - start, columns, *given, KINDS[out.dtype], _row(out, start))
 
     share(part, rows, sums.numel())
+
+
+def peak(rounds: int, threads: int) -> int:
+    """Integer products out of registers, the most this machine can make; returns how many operations they were.
+
+    Args:
+        rounds: of each thread.
+    """
+    function = _load().s2q_peak
+    done: list[int] = []
+
+    def part(*_: int) -> int:
+        done.append(function(rounds, ctypes.byref(ctypes.c_int32())))
+        return 0
+
+    share_out(part, threads, threads)
+    return sum(done)
 
 
 @cache
