@@ -117,6 +117,7 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
     const int tiled = task->layout >= TILES, without = tiled && task->bits < 8;
     const int8_t flip = shift ? -128 : 0;
     rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
+    how.bytes = task->bits == 8 && !task->zero && !task->range && (!task->clip || *task->clip > 1e-6f);
     const float *row = own->rows[r];
     for (int64_t g = 0; g < groups; g++) {
         how.step = own->step[r * groups + g];

@@ -8,25 +8,34 @@
 INLINE __mmask16 first_lanes(int64_t count) { return count < LANES ? (__mmask16)((1 << count) - 1) : 0xffff; }
 #endif
 
+enum { INFINITE = 0x7f800000 }; /* as bits; above it are those of NaN */
+
 /* The lowest and the highest of values and 0, or with `symmetric` only how far they go either way; *odd if one is NaN. */
 INLINE void range_of(const float *part, int64_t size, const int symmetric, float *low, float *high, int *odd) {
     int32_t top = 0, bottom = 0, most = 0;
     int64_t k = 0;
 #if LANES == 16
+    if (symmetric) {
+        __m512i bits = _mm512_setzero_si512();
+        for (; k < size; k += LANES) {
+            const __m512 x = _mm512_maskz_loadu_ps(first_lanes(size - k), part + k);
+            bits = _mm512_max_epi32(bits, _mm512_castps_si512(_mm512_abs_ps(x)));
+        }
+        most = _mm512_reduce_max_epi32(bits);
+        *odd = most > INFINITE;
+        *high = float_of(most);
+        *low = 0.0f;
+        return;
+    }
     __m512 up = _mm512_setzero_ps(), down = up;
     __mmask16 unordered = 0;
     for (; k < size; k += LANES) {
         const __m512 x = _mm512_maskz_loadu_ps(first_lanes(size - k), part + k);
         unordered |= _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        up = _mm512_max_ps(up, symmetric ? _mm512_abs_ps(x) : x);
-        if (!symmetric) down = _mm512_min_ps(down, x);
+        up = _mm512_max_ps(up, x);
+        down = _mm512_min_ps(down, x);
     }
     *odd = unordered != 0;
-    if (symmetric) {
-        *high = _mm512_reduce_max_ps(up);
-        *low = 0.0f;
-        return;
-    }
     /* Both ends at once: the highest values in the lower half, the lowest ones, negated, in the upper. */
     down = _mm512_xor_ps(down, _mm512_set1_ps(-0.0f));
     const __m512 halves = _mm512_max_ps(_mm512_shuffle_f32x4(up, down, 0x44), _mm512_shuffle_f32x4(up, down, 0xee));
@@ -46,7 +55,7 @@ INLINE void range_of(const float *part, int64_t size, const int symmetric, float
     }
     *high = float_of(symmetric ? most : top);
     *low = symmetric ? 0.0f : -float_of(bottom);
-    *odd = most > 0x7f800000;
+    *odd = most > INFINITE;
 }
 
 /* Step sizes and zero points of `groups` ranges; a zero point is 0 on the symmetric grid. `odd` is NaN where a value was, else 0.
@@ -69,6 +78,7 @@ INLINE void grids(int64_t groups, const int symmetric, float largest, float smal
 typedef struct {
     float step, offset, taken; /* code = clamp(round(x / step) + offset) − taken */
     float smallest, largest;
+    int bytes; /* codes are all of int8, without offset, and quotients below 2^31: bytes saturate by themselves */
 } rounding;
 
 INLINE void round_line(const float *part, int64_t size, rounding how, int8_t *line) {
@@ -99,6 +109,9 @@ INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t r
 }
 
 #if LANES == 16
+/* A quotient this far from a whole number may be a half. */
+#define NEAR_HALF 0.4999f
+
 /* Sixteen codes from their whole quotients; eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). */
 INLINE __m512i codes_of(__m512 whole, __m512 more, __m512 smallest, __m512 largest) {
     /* The second operand is the result where the first is NaN. */
@@ -107,7 +120,20 @@ INLINE __m512i codes_of(__m512 whole, __m512 more, __m512 smallest, __m512 large
 
 INLINE __m128i in_eights(__m512i codes, __m128i flip) {
     const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    return _mm_shuffle_epi8(_mm_xor_si128(_mm512_cvtepi32_epi8(codes), flip), order);
+    return _mm_shuffle_epi8(_mm_xor_si128(_mm512_cvtsepi32_epi8(codes), flip), order);
+}
+
+/* 64 codes of `bytes`, from their dividends' products with the reciprocal, if none of those is close to a half: else 0. */
+INLINE int round_bytes(const float *part, __m512 reciprocal, __m512i codes[4]) {
+    enum { GREATER_MAGNITUDE = 11 };
+    __m512 furthest = _mm512_setzero_ps();
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(part + i * LANES), reciprocal);
+        codes[i] = _mm512_cvtps_epi32(ratio);
+        furthest = _mm512_range_ps(furthest, _mm512_sub_ps(ratio, _mm512_cvtepi32_ps(codes[i])), GREATER_MAGNITUDE);
+    }
+    return !_mm512_cmp_ps_mask(furthest, _mm512_set1_ps(NEAR_HALF), _CMP_NLE_UQ);
 }
 
 /* `round_line` for an eightfold number of columns, eights in the order of tiles and every code with `flip` flipped; `line` is
@@ -119,12 +145,20 @@ INLINE int32_t round_eights(const float *part, int64_t size, rounding how, int8_
     const __m512 step = _mm512_set1_ps(how.step), more = _mm512_set1_ps(how.offset - how.taken);
     const __m512 smallest = _mm512_set1_ps(how.smallest - how.taken), largest = _mm512_set1_ps(how.largest - how.taken);
     const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
-    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(0.4999f);
+    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(NEAR_HALF);
     const __m128i flipped = _mm_set1_epi8(flip);
     __m512i sum = _mm512_setzero_si512();
     int64_t k = 0;
+    const int bytes = how.bytes && !isnan(inverse) && !summed;
     for (; k + 4 * LANES <= size; k += 4 * LANES) {
         __m512 whole[4];
+        __m512i saturated[4];
+        if (bytes && __builtin_expect(round_bytes(part + k, reciprocal, saturated), 1)) {
+            UNROLL
+            for (int i = 0; i < 4; i++)
+                _mm_storeu_si128((__m128i *)(line + k + i * LANES), in_eights(saturated[i], flipped));
+            continue;
+        }
         __mmask16 close = 0;
         UNROLL
         for (int i = 0; i < 4; i++) {
