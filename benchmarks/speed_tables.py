@@ -4,6 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 FLOATS = ("float32", "bfloat16")
+# What is told of a linear beside its ratios, of bfloat16 tokens.
+SHARES = {
+    "shares_of_peak": "of the peak of integer products",
+    "shares_of_input": "of its time in transforming and quantizing",
+}
 
 
 def _lines(heads: list[str], rows: list[list[str]]) -> str:
@@ -37,7 +42,7 @@ def linear(made: Mapping[str, Any]) -> str:
     """The quantized linear under each scheme, as many times as fast as both floats."""
     schemes = dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"])
     heads = ["model", "K → N", "M", *(scheme or "plain" for scheme in schemes)]
-    shares = "shares_of_peak" in made["rows"][0]
+    shares = [said for share, said in SHARES.items() if share in made["rows"][0]]
     rows = [
         [
             row["model"],
@@ -46,17 +51,15 @@ def linear(made: Mapping[str, Any]) -> str:
             *(
                 " / ".join(
                     [f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS]
-                    + ([f"{row['shares_of_peak'][scheme]:.0%}"] if shares else [])
+                    + [f"{row[share][scheme]:.0%}" for share in SHARES if share in row]
                 )
                 for scheme in schemes
             ),
         ]
         for row in made["rows"]
     ]
-    peak = " / share of the peak of integer products, of bfloat16 tokens" if shares else ""
-    said = (
-        f"× float32 / × bfloat16{peak}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
-    )
+    figures = " / ".join(["× float32", "× bfloat16", *shares])
+    said = f"{figures}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
 
 

@@ -31,6 +31,8 @@ def test_it_prints_a_row_for_each_shape_and_writes_what_it_prints(tmp_path: Path
         assert f"{row['ratios']['over float32']:.2f}×" in done.out
         operations = 2 * row["k"] * row["n"] * row["m"]
         assert row["peak_gops"] == pytest.approx(1e-9 * operations / seconds["peak"])
+        alone = seconds["quantized transform bfloat16, input alone"] / seconds["quantized transform bfloat16"]
+        assert row["shares_of_input"]["transform"] == pytest.approx(alone)
         assert set(row["shares_of_peak"]) == set(bench.SCHEMES)
         assert row["shares_of_peak"]["groups"] == pytest.approx(seconds["peak"] / seconds["quantized groups bfloat16"])
 

@@ -18,7 +18,7 @@ from s2q.checkpoint import SchemeSpec
 from s2q.numerics.hadamard import hadamard_block
 from s2q.numerics.kronecker import kronecker_factors, random_orthogonal
 from s2q.numerics.packing import pack
-from s2q.runtime.dispatch import choose
+from s2q.runtime.dispatch import choose, quantize_input
 from s2q.runtime.linear import QuantLinear
 from s2q.runtime.native import library
 
@@ -109,6 +109,10 @@ def compare(
         linear = quantized(columns, rows_out, weight_bits, act_bits, device, generator, **fields)
         for kind, tokens in (("float32", x), ("bfloat16", low[0])):
             candidates[_timed(name, kind)] = partial(linear, tokens)
+        choice = choose(linear.problem(low[0]))
+        candidates[f"{_timed(name, 'bfloat16')}, input alone"] = partial(
+            quantize_input, choice, low[0], linear.input_transform()
+        )
     operations, candidates["peak"] = peak(device)
     seconds = interleaved(candidates, repeats)
     return seconds | {"peak": seconds["peak"] * 2 * rows * columns * rows_out / operations}
@@ -159,7 +163,8 @@ def rows_of(
     models: Sequence[str], tokens: Sequence[int], weight_bits: int, act_bits: int, device: str, repeats: int
 ) -> Iterator[dict[str, Any]]:
     """One row a model, shape and number of tokens M, with ratios of medians (above 1: the quantized one is faster), and what
-    share of the device's peak of integer products each scheme reaches with bfloat16 tokens, all it does beside them included.
+    share of the device's peak of integer products each scheme reaches with bfloat16 tokens, all it does beside them included;
+    and what share of its time it spends on transforming and quantizing its input.
     """
     for model in models:
         for columns, rows_out in SHAPES[model]:
@@ -183,6 +188,10 @@ def rows_of(
                 shape = {"model": model, "k": columns, "n": rows_out, "m": rows}
                 shares = {name: seconds["peak"] / seconds[_timed(name, "bfloat16")] for name in SCHEMES}
                 chosen = backends(columns, rows_out, rows, weight_bits, act_bits, device)
+                inputs = {
+                    name: seconds[f"{_timed(name, 'bfloat16')}, input alone"] / seconds[_timed(name, "bfloat16")]
+                    for name in SCHEMES
+                }
                 speed = 2e-9 * rows * columns * rows_out / seconds["peak"]
                 made = {"median_seconds": seconds, "ratios": ratios, "shares_of_peak": shares, "peak_gops": speed}
-                yield shape | made | {"backends": chosen}
+                yield shape | made | {"shares_of_input": inputs, "backends": chosen}

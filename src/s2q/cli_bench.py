@@ -58,11 +58,12 @@ def bench(
     rows = []
     for row in rows_of(models, sizes, wanted.weight, wanted.act, chosen, repeats):
         if not rows:
-            heads = ["model", "K → N", "M", *row["ratios"], "of the peak"]
+            heads = ["model", "K → N", "M", *row["ratios"], "of the peak", "in its input"]
             table = f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|"
             console.print(table, markup=False, highlight=False, soft_wrap=True)
         ratios = " | ".join(f"{ratio:.2f}×" for ratio in row["ratios"].values())
-        line = f"| {row['model']} | {row['k']} → {row['n']} | {row['m']} | {ratios} | {row['shares_of_peak']['']:.0%} |"
+        shares = " | ".join(f"{row[share]['']:.0%}" for share in ("shares_of_peak", "shares_of_input"))
+        line = f"| {row['model']} | {row['k']} → {row['n']} | {row['m']} | {ratios} | {shares} |"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         rows.append(row)
     made = {
