@@ -68,3 +68,29 @@ def test_blocks_are_sylvesters_matrix_and_undo_themselves(block: int) -> None:
     whole = torch.kron(torch.eye(96 // block, dtype=torch.float64), sylvester) / block**0.5
     torch.testing.assert_close(hadamard_blocks(x, block), x @ whole)
     torch.testing.assert_close(hadamard_blocks(hadamard_blocks(x, block), block), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "block"), [((3, 701, 384), 128), ((2, 64), 64), ((5, 12), 4), ((7, 1), 1), ((0, 8), 8)]
+)
+def test_sums_are_made_neighbours_first_whatever_is_done_at_a_time(shape, block, dtype) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    before, mixed, step = x.clone(), x, 1
+    while step < block:
+        one, other = mixed.reshape(-1, 2, step).unbind(1)
+        mixed, step = torch.stack((one + other, one - other), 1), 2 * step
+    expected = (mixed * (1 / block**0.5)).reshape(shape)
+    made = hadamard_blocks(x, block)
+    assert made.dtype == dtype
+    assert torch.equal(made, expected)
+    assert torch.equal(x, before)
+    if x.ndim == 2 and x.numel():
+        turned = x.mT.contiguous().mT
+        assert torch.equal(hadamard_blocks(turned, block), expected)
+
+
+def test_blocks_have_their_own_gradient_and_that_has_one() -> None:
+    x = torch.randn(3, 16, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: hadamard_blocks(x, 8), x)
+    assert torch.autograd.gradgradcheck(lambda x: hadamard_blocks(x, 8), x)

@@ -7,6 +7,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+# Values that `hadamard_blocks` mixes at a time on a CPU.
+SOME_VALUES = 1 << 16
+
 
 def _is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
@@ -115,9 +118,32 @@ def hadamard_blocks(x: Tensor, block: int) -> Tensor:
     Returns:
         [..., K], the dtype of `x`.
     """
-    mixed, step = x, 1
-    while step < block:
-        one, other = mixed.reshape(-1, 2, step).unbind(1)
-        mixed = torch.stack((one + other, one - other), 1)
-        step *= 2
-    return (mixed * (1 / math.sqrt(block))).reshape(x.shape)
+    return _Mixed.apply(x, block)
+
+
+class _Mixed(torch.autograd.Function):
+    """`hadamard_blocks`, whose matrix is symmetric: its gradient is the map itself."""
+
+    @staticmethod
+    def forward(ctx, x, block):
+        ctx.block = block
+        flat = x.reshape(-1, block)
+        out = torch.empty_like(flat, memory_format=torch.contiguous_format)
+        # As columns, so that all sums are of long rows; on a CPU only as many at a time as stay in its cache.
+        height = max(1, SOME_VALUES // block) if x.device.type == "cpu" else max(1, len(flat))
+        for some, mixed in zip(flat.split(height), out.split(height), strict=True):
+            now = some.mT.contiguous()
+            after = torch.empty_like(now)
+            for stage in range(block.bit_length() - 1):
+                shape = (block >> stage + 1, 2, (1 << stage) * len(some))
+                (one, other), (total, difference) = now.view(shape).unbind(1), after.view(shape).unbind(1)
+                torch.add(one, other, out=total)
+                torch.sub(one, other, out=difference)
+                now, after = after, now
+            torch.mul(now, 1 / math.sqrt(block), out=after)
+            mixed.copy_(after.mT)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return hadamard_blocks(gradient, ctx.block), None

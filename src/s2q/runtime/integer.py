@@ -133,7 +133,13 @@ class TorchBackend:
         rows, columns = inputs.codes.shape
         halves = inputs.backend == self.name
         codes = unpack_weight(weight.packed, weight.bits, columns, halves)
-        coded = CodedWeight(codes, weight.scale, weight.zero)
+        zero = weight.zero
+        # The difference fits seven bits, which no int8 product saturates with, and nothing is left to correct.
+        if zero is not None and weight.bits < 7:
+            groups = zero.shape[1]
+            codes.view(-1, groups, columns // groups).sub_(zero.to(torch.int8)[:, :, None])
+            zero = None
+        coded = CodedWeight(codes, weight.scale, zero)
         declined = why_not_int_mm(codes.device, weight.bits, codes.shape[0], columns // problem.groups)
         product = integer_product if declined else _int_mm
         middle = None
@@ -143,7 +149,7 @@ class TorchBackend:
             up = low_rank.up.float().mT
 
         out = torch.empty(rows, codes.shape[0], dtype=problem.dtype, device=codes.device)
-        simple = problem.groups == 1 and weight.zero_point is None and not declined
+        simple = problem.groups == 1 and zero is None and not declined
         if simple and native.why_not(codes.device, problem.dtype) is None:
             _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), problem.gelu_tanh, out)
             return out

@@ -18,6 +18,7 @@ X, POINTERS = "*bf16", {
 PRODUCT = {
     "GROUPS": 1, "SIZE": 1920, "X_GROUPS": 1, "WEIGHT_GROUPS": 1, "BITS": 4, "PAIRS": True, "INTEGER": True, "X_ZERO": False,
     "WEIGHT_ZERO": False, "RANK": 0, "BIAS": True, "GELU": False, "BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 128,
+    "PERSISTENT": False,
 }  # fmt: skip
 GROUPS = {
     "GROUPS": 30, "SIZE": 64, "X_GROUPS": 30, "WEIGHT_GROUPS": 30, "X_ZERO": True, "WEIGHT_ZERO": True, "RANK": 32,
@@ -27,6 +28,7 @@ ROWS = {"COLUMNS": 1920, "CHANNEL": True, "CLIP": True, "STAGES": 0, "FACTOR": 1
 BLOCKS = {"STAGES": 7, "FACTOR": 128**-0.5}
 CASES = {
     "W4": (product._multiply_kernel, "*i8", PRODUCT),
+    "W4, one after the other": (product._multiply_kernel, "*i8", PRODUCT | {"PERSISTENT": True, "GELU": True}),
     "W4 and GELU": (product._multiply_kernel, "*i8", PRODUCT | {"GELU": True}),
     "W4 in groups": (product._multiply_kernel, "*i8", PRODUCT | GROUPS),
     "W3": (product._multiply_kernel, "*i8", PRODUCT | {"BITS": 3, "PAIRS": False, "WEIGHT_ZERO": True}),

@@ -19,7 +19,8 @@ def compiled(capability: int, cases: tuple[str, ...], folder: Path) -> dict[str,
 
 def test_every_kernel_compiles_for_hopper_and_multiplies_on_its_tensor_cores(tmp_path: Path) -> None:
     units = compiled(90, (), tmp_path)
-    assert [units[case] for case in ("W4", "W4 in groups", "W8", "left", "right")] == ["wgmma"] * 5
+    assert [units[case] for case in ("W4", "W4 and GELU", "W4 in groups", "W8", "left", "right")] == ["wgmma"] * 6
+    assert units["W4, one after the other"] == "wgmma"
     assert units["W3"] == "wgmma by bytes"
     assert units["W4A16"] == "mma"
     assert [units[case] for case in ("sums", "rows", "rows in groups", "blocks", "blocks of groups")] == ["-"] * 5

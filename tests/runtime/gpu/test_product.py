@@ -22,6 +22,9 @@ from s2q.runtime.reference import (
     scaled_product,
 )
 
+product = pytest.importorskip("s2q.runtime.gpu.product")
+tuning = pytest.importorskip("s2q.runtime.gpu.tuning")
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -125,6 +128,16 @@ def test_the_branch_is_added_to_float32_accuracy(device: str, rank: int, on_code
     inputs = inputs_of(linear, 33)
     expected = defined(linear, inputs)
     assert (multiplied(device, linear, inputs) - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_programs_that_make_one_tile_after_the_other_give_the_same_bits(device, group_size, monkeypatch) -> None:
+    config = tuning._config(tuning.INTERPRETED._replace(persistent=True))
+    monkeypatch.setattr(product._multiply_kernel, "configs", [config])
+    # 4 × 7 tiles for three programs in the interpreter; the last ones of both sides are not full.
+    linear = make_linear(100, 96, 4, 6, group_size=group_size, act_group_size=group_size, symmetric_weights=False)
+    inputs = inputs_of(linear, 101)
+    assert torch.equal(multiplied(device, linear, inputs), defined(linear, inputs))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -14,6 +14,11 @@ def on_device(tensor: Tensor) -> AbstractContextManager:
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
+def at_once(tensor: Tensor) -> int:
+    """How many large programs run at a time where `tensor` lives: one a multiprocessor; a few, in the interpreter."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 3
+
+
 def padded(size: int, least: int = 16) -> int:
     """The power of two that holds `size`."""
     return max(least, 1 << (size - 1).bit_length())

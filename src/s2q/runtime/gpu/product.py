@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from s2q.runtime.gpu.launch import EXACT, on_device, padded, pointer
+from s2q.runtime.gpu.launch import EXACT, at_once, on_device, padded, pointer
 from s2q.runtime.gpu.tuning import tuned
 
 
@@ -87,23 +87,21 @@ def _sum_kernel(words, packed_zero, out, outputs, row_bytes, GROUPS: tl.constexp
     tl.store(out + output * GROUPS + group, total, output < outputs)
 
 
-@tuned
-@triton.jit(do_not_specialize=["rows", "rows_class"])
-def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, weight_sums, middle, up, bias, out,
-                     rows, outputs, row_bytes, rows_class,
-                     GROUPS: tl.constexpr, SIZE: tl.constexpr, X_GROUPS: tl.constexpr, WEIGHT_GROUPS: tl.constexpr,
-                     BITS: tl.constexpr, PAIRS: tl.constexpr, INTEGER: tl.constexpr, X_ZERO: tl.constexpr,
-                     WEIGHT_ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
-                     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
-    """One tile of out [M, N]; x is int8 codes (INTEGER) or float32 values [M, K]."""
+@triton.jit
+def _tile(index, x, words, scale, zero, weight_scale, packed_zero, x_sums, weight_sums, middle, up, bias, out,
+          rows, outputs, row_bytes,
+          GROUPS: tl.constexpr, SIZE: tl.constexpr, X_GROUPS: tl.constexpr, WEIGHT_GROUPS: tl.constexpr,
+          BITS: tl.constexpr, PAIRS: tl.constexpr, INTEGER: tl.constexpr, X_ZERO: tl.constexpr,
+          WEIGHT_ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
+          BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):  # fmt: skip
+    """Tile `index` of out [M, N]; x is int8 codes (INTEGER) or float32 values [M, K]."""
     # Programs that run together share rows: eight blocks of rows go through all columns before the next eight.
     tall = tl.cdiv(rows, BLOCK_M)
     wide = tl.cdiv(outputs, BLOCK_N)
-    program = tl.program_id(0)
-    base = program // (8 * wide) * 8
+    base = index // (8 * wide) * 8
     height = min(tall - base, 8)
-    row = (base + program % (8 * wide) % height) * BLOCK_M + tl.arange(0, BLOCK_M)
-    output = program % (8 * wide) // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    row = (base + index % (8 * wide) % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    output = index % (8 * wide) // height * BLOCK_N + tl.arange(0, BLOCK_N)
     row_here = row < rows
     output_here = output < outputs
     x_row = x + row.to(tl.int64)[:, None] * (GROUPS * SIZE)
@@ -165,6 +163,28 @@ def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, w
     tl.store(at, y.to(out.dtype.element_ty), row_here[:, None] & output_here[None, :])
 
 
+@tuned
+@triton.jit(do_not_specialize=["rows", "rows_class"])
+def _multiply_kernel(x, words, scale, zero, weight_scale, packed_zero, x_sums, weight_sums, middle, up, bias, out,
+                     rows, outputs, row_bytes, rows_class,
+                     GROUPS: tl.constexpr, SIZE: tl.constexpr, X_GROUPS: tl.constexpr, WEIGHT_GROUPS: tl.constexpr,
+                     BITS: tl.constexpr, PAIRS: tl.constexpr, INTEGER: tl.constexpr, X_ZERO: tl.constexpr,
+                     WEIGHT_ZERO: tl.constexpr, RANK: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr,
+                     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+                     PERSISTENT: tl.constexpr):  # fmt: skip
+    """One tile of the output; or, PERSISTENT, every so many-th: then there are as many programs as the GPU runs at a time."""
+    first = tl.program_id(0)
+    if PERSISTENT:
+        for index in range(first, tl.cdiv(rows, BLOCK_M) * tl.cdiv(outputs, BLOCK_N), tl.num_programs(0)):
+            _tile(index, x, words, scale, zero, weight_scale, packed_zero, x_sums, weight_sums, middle, up, bias, out,
+                  rows, outputs, row_bytes, GROUPS, SIZE, X_GROUPS, WEIGHT_GROUPS, BITS, PAIRS, INTEGER, X_ZERO, WEIGHT_ZERO,
+                  RANK, BIAS, GELU, BLOCK_M, BLOCK_N, BLOCK_K)  # fmt: skip
+    else:
+        _tile(first, x, words, scale, zero, weight_scale, packed_zero, x_sums, weight_sums, middle, up, bias, out,
+              rows, outputs, row_bytes, GROUPS, SIZE, X_GROUPS, WEIGHT_GROUPS, BITS, PAIRS, INTEGER, X_ZERO, WEIGHT_ZERO,
+              RANK, BIAS, GELU, BLOCK_M, BLOCK_N, BLOCK_K)  # fmt: skip
+
+
 def multiply_packed(
     x: Tensor,
     scale: Tensor | None,
@@ -207,7 +227,12 @@ def multiply_packed(
         if zero_point is not None and bits == 8 and scale is not None:
             x_sums = x.view(rows, groups, size).sum(-1, dtype=torch.int32)
         middle, up = (None, None) if branch is None else branch
-        _multiply_kernel[lambda meta: (-(-rows // meta["BLOCK_M"]) * -(-outputs // meta["BLOCK_N"]),)](
+
+        def programs(meta: dict[str, int]) -> tuple[int]:
+            tiles = -(-rows // meta["BLOCK_M"]) * -(-outputs // meta["BLOCK_N"])
+            return (min(tiles, at_once(x)) if meta["PERSISTENT"] else tiles,)
+
+        _multiply_kernel[programs](
             x, words, pointer(scale, weight_scale), pointer(zero, weight_scale), weight_scale.contiguous(), zeros,
             pointer(x_sums, packed), pointer(weight_sums, packed), pointer(middle, weight_scale), pointer(up, x),
             pointer(bias, x), out, rows, outputs, words.shape[1], padded(min(rows, 4096)),
