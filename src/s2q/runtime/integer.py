@@ -15,6 +15,7 @@ from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library as native
 from s2q.runtime.native.backend import quantize_rows
 from s2q.runtime.reference import (
+    ActFormat,
     CodedWeight,
     InputTransform,
     LowRank,
@@ -28,6 +29,8 @@ from s2q.runtime.reference import (
 )
 from s2q.runtime.scratch import scratch
 
+# Values that elementwise work on a CPU takes at a time.
+SOME_VALUES = 1 << 16
 # Rows of int32 sums made at a time: larger temporaries fall out of the cache and page-fault.
 CHUNK_ROWS = 512
 # The native path's buffer of sums is used again, so that its size is a matter of the cache and of the product alone,
@@ -101,19 +104,9 @@ class TorchBackend:
         if native.why_not(x.device, x.dtype) is None:
             layout = native.HALVES if halves else native.NATURAL
             return quantize_rows(x, transform, problem, layout, keep)._replace(backend=own)
-        values = transform_input(x, transform)
-        scale, zero = input_grid(values, transform, problem.acts)
-        kept = values if keep else None
-        if not halves:
-            return QuantizedInput(quantize(values, scale, problem.acts.bits, zero), scale, zero, kept)
-        smallest, largest = integer_range(problem.acts.bits)
-        # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
-        ratio = (values / scale).round_()
-        ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
-        rows, columns = ratio.shape
-        codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
-        codes.copy_(ratio.view(rows, columns // 2, 2).mT)
-        return QuantizedInput(codes.view(rows, columns), scale, zero, kept, backend=own)
+        parts = [_quantize(part, transform, problem.acts, halves, keep) for part in x.split(_height(x))]
+        codes, scale, zero, values = (None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True))
+        return QuantizedInput(codes, scale, zero, values, backend=own)
 
     def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
         """Out of the order of halves."""
@@ -149,9 +142,8 @@ class TorchBackend:
             up = low_rank.up.float().mT
 
         out = torch.empty(rows, codes.shape[0], dtype=problem.dtype, device=codes.device)
-        simple = problem.groups == 1 and zero is None and not declined
-        if simple and native.why_not(codes.device, problem.dtype) is None:
-            _multiply_natively(inputs, coded, bias, None if middle is None else (middle, up), problem.gelu_tanh, out)
+        if codes.device.type == "cpu" and problem.groups == 1 and zero is None and not declined:
+            _multiply_plain(inputs, coded, bias, None if middle is None else (middle, up), problem.gelu_tanh, out)
             return out
 
         def part(own: slice) -> Tensor:
@@ -170,7 +162,48 @@ class TorchBackend:
         return out
 
 
-def _multiply_natively(
+def _height(x: Tensor) -> int:
+    """Rows of x [M, K] that are worked on at a time: on a CPU those that stay in its cache."""
+    return max(1, SOME_VALUES // x.shape[1] if x.device.type == "cpu" else x.shape[0])
+
+
+def _quantize(
+    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Codes, step sizes, zero points, and to keep x̂, of some tokens."""
+    values = transform_input(x, transform)
+    scale, zero = input_grid(values, transform, acts)
+    kept = values if keep else None
+    if not halves:
+        return quantize(values, scale, acts.bits, zero), scale, zero, kept
+    smallest, largest = integer_range(acts.bits)
+    # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
+    ratio = (values / scale).round_()
+    ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
+    rows, columns = ratio.shape
+    codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
+    codes.copy_(ratio.view(rows, columns // 2, 2).mT)
+    return codes.view(rows, columns), scale, zero, kept
+
+
+def _scale_sums(
+    sums: Tensor,
+    scale: Tensor,
+    weight_scale: Tensor,
+    zero: Tensor | None,
+    weight_sum: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+) -> None:
+    """`native.scale_sums` in plain torch."""
+    for start in range(0, len(sums), _height(sums)):
+        own = slice(start, start + _height(sums))
+        total = sums[own] if zero is None else sums[own] - zero[own] * weight_sum
+        y = total.float().mul_(scale[own]).mul_(weight_scale.mT)
+        out[own] = y if bias is None else y.add_(bias)
+
+
+def _multiply_plain(
     inputs: QuantizedInput,
     weight: CodedWeight,
     bias: Tensor | None,
@@ -181,6 +214,7 @@ def _multiply_natively(
     """`scaled_product` without groups, the branch (middle [M, r], up [r, N]), the bias and GELU, into `out` [M, N]."""
     rows, columns = out.shape
     bias = None if bias is None else bias.float().contiguous()
+    scale_sums = _scale_sums if native.why_not(out.device, out.dtype) else native.scale_sums
     zero = weight_sum = None
     if inputs.zero is not None:
         zero, weight_sum = inputs.zero.to(torch.int32), weight.codes.sum(1, dtype=torch.int32)
@@ -191,10 +225,10 @@ def _multiply_natively(
         torch._int_mm(inputs.codes[own], weight.codes.mT, out=sums)
         part = None if zero is None else zero[own]
         if branch is None and not gelu:
-            native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, bias, out[own])
+            scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, bias, out[own])
             continue
         y = torch.empty(sums.shape)
-        native.scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, None, y)
+        scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, None, y)
         if branch is not None:
             y.add_(branch[0][own] @ branch[1])
         y = y if bias is None else y.add_(bias)
