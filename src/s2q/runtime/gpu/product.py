@@ -3,7 +3,7 @@
 Weights are unpacked in registers, from the layout on disk: nothing but their packed form is ever in memory. A weight's zero
 point is subtracted there, where code − z still fits int8 (up to 7 bits; 8-bit weights are corrected by the sums of the tokens'
 codes); a token's is corrected by Σ (w − z_w) of each output channel and group, which a small kernel makes first. Integer sums
-are exact, groups are added in order in float32, then the low-rank branch, then the bias, as the definition has it; GELU comes last.
+are exact, groups are added in order in float32, then the low-rank branch, then the bias, as the definition has it; then GELU.
 """
 
 import torch
