@@ -131,7 +131,7 @@ def peak(device: str) -> tuple[int, Callable[[], Any]]:
             if time.perf_counter() - started > LEAST_SECONDS:
                 return operations, partial(library.peak, rounds, threads)
             rounds *= 2
-    size = 8192 if torch.cuda.is_available() else 1024
+    size = 1024 if device == "cpu" else 8192
     codes = torch.randint(-128, 128, (size, size), dtype=torch.int8, device=device)
     return 2 * size**3, partial(torch._int_mm, codes, codes.mT)
 
