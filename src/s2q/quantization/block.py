@@ -19,6 +19,7 @@ from s2q.quantization.schemes import scheme_for, scheme_spec
 from s2q.quantization.simulate import nearest_block, simulate
 from s2q.quantization.statistics import Group, watch_inputs
 from s2q.recipe import Recipe
+from s2q.runtime.feed_forward import fuse_gelu
 from s2q.runtime.linear import QuantLinear
 
 
@@ -87,6 +88,7 @@ def packed_block(block: nn.Module, family: Family, recipe: Recipe, tensors: dict
         if old.bias is not None:
             new.bias.data = old.bias.detach()
         packed.set_submodule(name, new)
+    fuse_gelu(packed)  # as in the model that is loaded
     return packed
 
 
