@@ -178,12 +178,12 @@ def test_gelu_is_the_definitions_within_float32_and_the_same_everywhere(
     linear = make_linear(outputs, columns, 4, 6, group_size=grouped, act_group_size=grouped, low_rank=rank)
     x = rows((count, columns), "normal", torch.float32, seed) * size
     y, made = linear(x), linear(x, gelu_tanh=True)
-    torch.testing.assert_close(made, reference.gelu_tanh(y), rtol=4e-7, atol=4e-7)
+    # Where nothing is left of it, torch's 1 + tanh is off by what float32 holds of 1, times the output.
+    torch.testing.assert_close(made, reference.gelu_tanh(y), rtol=4e-7, atol=1e-6)
     exact = reference.gelu_tanh(y.double()).float()
     torch.testing.assert_close(made[y > 0], exact[y > 0], rtol=5e-7, atol=0)
     try:
         library.use(SETS[0])
-        # Of groups on the plainest set the sums are the same as well, and so all that follows from them.
         assert torch.equal(linear(x, gelu_tanh=True), made)
     finally:
         library.use(each_set)
