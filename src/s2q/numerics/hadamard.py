@@ -7,8 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-# Values that `hadamard_blocks` mixes at a time on a CPU.
-SOME_VALUES = 1 << 16
+from s2q.numerics.parts import height
 
 
 def _is_prime(n: int) -> bool:
@@ -129,9 +128,8 @@ class _Mixed(torch.autograd.Function):
         ctx.block = block
         flat = x.reshape(-1, block)
         out = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        # As columns, so that all sums are of long rows; on a CPU only as many at a time as stay in its cache.
-        height = max(1, SOME_VALUES // block) if x.device.type == "cpu" else max(1, len(flat))
-        for some, mixed in zip(flat.split(height), out.split(height), strict=True):
+        # As columns, so that all sums are of long rows.
+        for some, mixed in zip(flat.split(height(flat)), out.split(height(flat)), strict=True):
             now = some.mT.contiguous()
             after = torch.empty_like(now)
             for stage in range(block.bit_length() - 1):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.packing import unpack
+from s2q.numerics.parts import height
 from s2q.numerics.quantizer import dequantize, integer_range, quantize
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library as native
@@ -29,8 +30,6 @@ from s2q.runtime.reference import (
 )
 from s2q.runtime.scratch import scratch
 
-# Values that elementwise work on a CPU takes at a time.
-SOME_VALUES = 1 << 16
 # Rows of int32 sums made at a time: larger temporaries fall out of the cache and page-fault.
 CHUNK_ROWS = 512
 # The native path's buffer of sums is used again, so that its size is a matter of the cache and of the product alone,
@@ -104,7 +103,7 @@ class TorchBackend:
         if native.why_not(x.device, x.dtype) is None:
             layout = native.HALVES if halves else native.NATURAL
             return quantize_rows(x, transform, problem, layout, keep)._replace(backend=own)
-        parts = [_quantize(part, transform, problem.acts, halves, keep) for part in x.split(_height(x))]
+        parts = [_quantize(part, transform, problem.acts, halves, keep) for part in x.split(height(x))]
         codes, scale, zero, values = (None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True))
         return QuantizedInput(codes, scale, zero, values, backend=own)
 
@@ -151,20 +150,13 @@ class TorchBackend:
                 inputs.codes[own], inputs.scale[own], None if inputs.zero is None else inputs.zero[own], None
             )
             y = scaled_product(chosen, coded, product)
-            if middle is not None:
-                y = y.add_(middle[own] @ up)
-            y = y if bias is None else y.add_(bias.float())
-            return gelu_tanh(y) if problem.gelu_tanh else y
+            branch = None if middle is None else middle[own] @ up
+            return _finished(y, branch, None if bias is None else bias.float(), problem.gelu_tanh)
 
         for start in range(0, rows, CHUNK_ROWS):
             own = slice(start, min(start + CHUNK_ROWS, rows))
             out[own] = part(own)
         return out
-
-
-def _height(x: Tensor) -> int:
-    """Rows of x [M, K] that are worked on at a time: on a CPU those that stay in its cache."""
-    return max(1, SOME_VALUES // x.shape[1] if x.device.type == "cpu" else x.shape[0])
 
 
 def _quantize(
@@ -186,6 +178,15 @@ def _quantize(
     return codes.view(rows, columns), scale, zero, kept
 
 
+def _finished(y: Tensor, branch: Tensor | None, bias: Tensor | None, gelu: bool) -> Tensor:
+    """Scaled sums float32 [M, N], which are written over, with the branch's output, the bias and GELU."""
+    if branch is not None:
+        y.add_(branch)
+    if bias is not None:
+        y.add_(bias)
+    return gelu_tanh(y) if gelu else y
+
+
 def _scale_sums(
     sums: Tensor,
     scale: Tensor,
@@ -196,8 +197,8 @@ def _scale_sums(
     out: Tensor,
 ) -> None:
     """`native.scale_sums` in plain torch."""
-    for start in range(0, len(sums), _height(sums)):
-        own = slice(start, start + _height(sums))
+    for start in range(0, len(sums), height(sums)):
+        own = slice(start, start + height(sums))
         total = sums[own] if zero is None else sums[own] - zero[own] * weight_sum
         y = total.float().mul_(scale[own]).mul_(weight_scale.mT)
         out[own] = y if bias is None else y.add_(bias)
@@ -229,10 +230,7 @@ def _multiply_plain(
             continue
         y = torch.empty(sums.shape)
         scale_sums(sums, inputs.scale[own], weight.scale, part, weight_sum, None, y)
-        if branch is not None:
-            y.add_(branch[0][own] @ branch[1])
-        y = y if bias is None else y.add_(bias)
-        out[own] = gelu_tanh(y) if gelu else y
+        out[own] = _finished(y, None if branch is None else branch[0][own] @ branch[1], bias, gelu)
 
 
 def _int_mm(codes: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,10 @@
+"""How much of a tensor elementwise work takes at a time."""
+
+from torch import Tensor
+
+SOME_VALUES = 1 << 16
+
+
+def height(x: Tensor) -> int:
+    """Rows of x [M, K] to work on at a time: on a CPU as many as stay in its cache, elsewhere all; at least one."""
+    return max(1, SOME_VALUES // x.shape[1] if x.device.type == "cpu" else x.shape[0])
