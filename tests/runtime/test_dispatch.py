@@ -103,7 +103,7 @@ def test_the_variable_names_who_is_asked_alone(linear, x, monkeypatch) -> None:
     monkeypatch.setenv("S2Q_BACKEND", "fast")
     with pytest.raises(ValueError, match="S2Q_BACKEND is 'fast': allowed are native and triton and torch"):
         dispatch.choose(linear.problem(x))
-    monkeypatch.setattr(library, "_load", lambda: "not built")
+    monkeypatch.setattr(library, "load", lambda: "not built")
     monkeypatch.setenv("S2Q_BACKEND", "native")
     with pytest.raises(RuntimeError, match="S2Q_BACKEND is native, which cannot work here: not built"):
         dispatch.choose(linear.problem(x))

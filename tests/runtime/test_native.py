@@ -295,7 +295,7 @@ def test_torchs_own_product_with_native_code_around_it_is_the_definition(
 
 
 def test_other_devices_and_dtypes_are_declined_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_load", lambda: "not built")
+    monkeypatch.setattr(library, "load", lambda: "not built")
     assert library.why_not(torch.device("cpu"), torch.float32) == "not built"
     monkeypatch.undo()
     if SETS:
@@ -309,10 +309,10 @@ def test_an_instruction_set_that_is_not_here_is_refused_with_those_that_are(monk
         library.use("AVX-9000")
     monkeypatch.setenv("S2Q_INSTRUCTION_SET", "AVX-9000")
     with pytest.raises(ValueError, match="S2Q_INSTRUCTION_SET is 'AVX-9000': this machine has baseline"):
-        library._load.__wrapped__()
+        library.load.__wrapped__()
     monkeypatch.setenv("S2Q_INSTRUCTION_SET", "baseline")
     try:
-        library._load.__wrapped__()
+        library.load.__wrapped__()
         assert library.instruction_set() == "baseline"
     finally:
         library.use(None)

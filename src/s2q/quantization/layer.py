@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from s2q.numerics.quantizer import dequantize, grid, group_count, integer_range, per_value
 from s2q.numerics.rounding import initial_logit, soft_round_up
-from s2q.numerics.straight_through import fake_quantize, fake_quantize_rows
+from s2q.numerics.straight_through import fake_quantize
+from s2q.quantization.passes import fake_quantize_rows
 from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform, logit_of
 from s2q.recipe import LinearScheme
 

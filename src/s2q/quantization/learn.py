@@ -11,7 +11,7 @@ from s2q.models.family import Family
 from s2q.numerics.rounding import penalty_exponent, rounding_penalty
 from s2q.quantization.layer import SimulatedLinear
 from s2q.quantization.objective import BlockSample, block_loss, collate, rows_of
-from s2q.quantization.transforms import SharedTransform
+from s2q.quantization.transforms import SharedTransform, make_matrices
 from s2q.recipe import OptimSpec, Recipe
 
 
@@ -92,7 +92,7 @@ def learn(
         order = torch.randperm(len(samples), generator=generator).tolist()
         for indices in _batches(order, kinds, optim.batch_size):
             batch = collate([samples[index] for index in indices])
-            _differentiate(simulated, family, recipe, batch, done / steps)
+            _differentiate(simulated, transforms, family, recipe, batch, done / steps)
             optimizer.step()
             schedule.step()
             for transform in transforms:
@@ -101,10 +101,16 @@ def learn(
             on_step()
 
 
-def _differentiate(simulated: nn.Module, family: Family, recipe: Recipe, batch: BlockSample, progress: float) -> None:
+def _differentiate(
+    simulated: nn.Module,
+    transforms: Sequence[SharedTransform],
+    family: Family,
+    recipe: Recipe,
+    batch: BlockSample,
+    progress: float,
+) -> None:
     """Set the gradients of the loss of `batch`: of all rows at once, or fewer at a time if they are too many for the memory."""
-    params = [parameter for parameter in simulated.parameters() if parameter.requires_grad]
-    params += [p for transform in transforms_of(simulated) for p in transform.parameters() if p.requires_grad]
+    params = [p for module in (simulated, *transforms) for p in module.parameters() if p.requires_grad]
     rows = len(batch.target)
     # The guided error is of pairs, which stay together.
     unit = 2 if recipe.objective.guided and batch.guidance is not None and rows % 2 == 0 else 1
@@ -114,8 +120,9 @@ def _differentiate(simulated: nn.Module, family: Family, recipe: Recipe, batch: 
         part = batch
         if units.stop - units.start < rows // unit:
             part = rows_of(batch, slice(units.start * unit, units.stop * unit))
-        for transform in transforms_of(simulated):
+        for transform in transforms:
             transform.forget()
+        make_matrices(transforms)
         states = replay(simulated, family, part.states, part.sides)
         loss = block_loss(family, states, part, recipe.objective, whole=batch)
         loss = loss + len(part.target) / rows * _rounding_loss(simulated, progress, recipe.optim)

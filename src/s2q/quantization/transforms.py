@@ -1,14 +1,18 @@
 """What is done to an input that one or more linears share: transform and clipping (FlatQuant, arXiv 2410.09426)."""
 
+from collections import defaultdict
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from s2q.numerics.hadamard import hadamard_block, hadamard_blocks, hadamard_factors, hadamard_pair
+from s2q.numerics.hadamard import hadamard_block, hadamard_factors, hadamard_pair
 from s2q.numerics.kronecker import cayley, kronecker_apply, kronecker_factors, random_orthogonal
 from s2q.numerics.quantizer import group_count
-from s2q.numerics.straight_through import fake_quantize, fake_quantize_rows
+from s2q.numerics.straight_through import fake_quantize
+from s2q.quantization.passes import divide_columns, fake_quantize_rows, hadamard_blocks, scale_columns
 from s2q.recipe import LinearScheme
-from s2q.runtime.reference import ActFormat, InputTransform, input_grid, transform_input
+from s2q.runtime.reference import ActFormat, InputTransform, input_grid
 
 CLIP_LOGIT = 4.0
 """Start of every clipping logit, as in FlatQuant: sigmoid(4) = 0.982 of the range."""
@@ -37,11 +41,9 @@ class _Factor(nn.Module):
         self.skew = nn.Parameter(torch.zeros(2, size, size))
         self.log_sigma = nn.Parameter(torch.zeros(size))
 
-    def forward(self) -> tuple[Tensor, Tensor]:
-        """P and P⁻ᵀ, both [size, size]; the inverse costs nothing in this form."""
-        u, v = cayley(self.skew, self.base)
-        sigma = self.log_sigma.exp()
-        return (u * sigma) @ v.mT, (u / sigma) @ v.mT
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Skew [2, size, size], base of the same shape, log σ [size]."""
+        return self.skew, self.base, self.log_sigma
 
     def start_from(self, matrix: Tensor) -> None:
         """Become `matrix`, up to the rounding of its singular value decomposition."""
@@ -50,15 +52,20 @@ class _Factor(nn.Module):
         self.log_sigma.copy_(sigma.log())
 
 
+def _pairs(factors: list[_Factor]) -> list[tuple[Tensor, Tensor]]:
+    """P and P⁻ᵀ of factors of one size, as one batch; the inverse costs nothing in this form."""
+    skew, base, log_sigma = (torch.stack(tensors) for tensors in zip(*map(_Factor.tensors, factors), strict=True))
+    u, v = cayley(skew, base).unbind(1)
+    sigma = log_sigma.exp().unsqueeze(1)
+    return list(zip((u * sigma) @ v.mT, (u / sigma) @ v.mT, strict=True))
+
+
 class _FixedFactor(nn.Module):
     """An orthogonal matrix, which is its own inverse transpose."""
 
     def __init__(self, matrix: Tensor):
         super().__init__()
         self.register_buffer("matrix", matrix.float())
-
-    def forward(self) -> tuple[Tensor, Tensor]:
-        return self.matrix, self.matrix
 
     def start_from(self, matrix: Tensor) -> None:
         self.matrix.copy_(matrix)
@@ -152,22 +159,35 @@ class SharedTransform(nn.Module):
         """The inverse transform of a weight's columns, [N, K] → [N, K], so that x̂ ŵᵀ = x wᵀ."""
         scale = self._scale()
         if scale is not None:
-            weight = weight / scale
+            weight = divide_columns(weight, scale)
         if self.left is not None:
             (_, left), (_, right) = self._matrices()
             weight = kronecker_apply(weight, left, right)
-        return hadamard_blocks(weight, self.hadamard) if self.hadamard else weight
+        return self._mixed(weight)
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        """`transform_input`, its bits, in the passes of learning."""
+        scale = self._scale()
+        if scale is not None:
+            x = scale_columns(x, scale)
+        if self.left is not None:
+            (left, _), (right, _) = self._matrices()
+            x = kronecker_apply(x, left, right)
+        return self._mixed(x)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        return hadamard_blocks(x, self.hadamard) if self.hadamard else x
 
     def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""
         if self._factors is None:
-            self._factors = self.left(), self.right()
+            make_matrices([self])
         return self._factors
 
     def values(self, x: Tensor) -> Tensor:
         """x̂ transformed but not rounded, [..., K] float32; done once for all linears that share `x`."""
         if self._source is not x or self._value is None:
-            self._source, self._value, self._rounded = x, transform_input(x, self.input_transform()), None
+            self._source, self._value, self._rounded = x, self._transformed(x.float()), None
         return self._value
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,3 +209,18 @@ class SharedTransform(nn.Module):
     def forget(self) -> None:
         """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""
         self._factors = self._source = self._value = self._rounded = None
+
+
+def make_matrices(transforms: Sequence[SharedTransform]) -> None:
+    """Make what `forget` drops of the matrices: of all transforms at once, for small ones are little but the calls."""
+    with_factors = [transform for transform in transforms if transform.left is not None]
+    factors = [factor for transform in with_factors for factor in (transform.left, transform.right)]
+    pairs = {factor: (factor.matrix, factor.matrix) for factor in factors if isinstance(factor, _FixedFactor)}
+    by_size: defaultdict[int, list[_Factor]] = defaultdict(list)
+    for factor in factors:
+        if factor not in pairs:
+            by_size[len(factor.log_sigma)].append(factor)
+    for alike in by_size.values():
+        pairs.update(zip(alike, _pairs(alike), strict=True))
+    for transform in with_factors:
+        transform._factors = pairs[transform.left], pairs[transform.right]

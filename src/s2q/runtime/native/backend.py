@@ -62,7 +62,7 @@ class NativeBackend:
 
     def missing(self) -> str | None:
         """Why the native code is not there, if it is not."""
-        found = library._load()
+        found = library.load()
         return found if isinstance(found, str) else None
 
     def about(self) -> str:

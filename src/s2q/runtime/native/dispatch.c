@@ -18,6 +18,10 @@ typedef struct {
     int (*scale_sums)(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *, const int32_t *,
                       const float *, int, void *);
     int64_t (*peak)(int64_t, int32_t *);
+    void (*round_groups)(const float *, int64_t, int64_t, const float *, int, int, float *);
+    void (*round_groups_back)(const float *, const float *, int64_t, int64_t, const float *, int, int, float *, float *);
+    void (*mix_blocks)(const float *, int64_t, int64_t, float *);
+    void (*column_dots)(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);
 } functions;
 
 #define DECLARE(set)                                                                                                  \
@@ -26,9 +30,23 @@ typedef struct {
     void s2q_unpack_halves_##set(const uint8_t *, int64_t, int64_t, int8_t *);                                        \
     int s2q_scale_sums_##set(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *,        \
                              const int32_t *, const float *, int, void *);                                            \
-    int64_t s2q_peak_##set(int64_t, int32_t *);
-#define OF(set, name) \
-    {name, s2q_quantize_##set, s2q_multiply_##set, s2q_unpack_halves_##set, s2q_scale_sums_##set, s2q_peak_##set}
+    int64_t s2q_peak_##set(int64_t, int32_t *);                                                                       \
+    void s2q_round_groups_##set(const float *, int64_t, int64_t, const float *, int, int, float *);                   \
+    void s2q_round_groups_back_##set(const float *, const float *, int64_t, int64_t, const float *, int, int, float *, \
+                                     float *);                                                                        \
+    void s2q_mix_blocks_##set(const float *, int64_t, int64_t, float *);                                              \
+    void s2q_column_dots_##set(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);
+#define OF(set, name)                                                                                                 \
+    {name,                                                                                                            \
+     s2q_quantize_##set,                                                                                              \
+     s2q_multiply_##set,                                                                                              \
+     s2q_unpack_halves_##set,                                                                                         \
+     s2q_scale_sums_##set,                                                                                            \
+     s2q_peak_##set,                                                                                                  \
+     s2q_round_groups_##set,                                                                                          \
+     s2q_round_groups_back_##set,                                                                                     \
+     s2q_mix_blocks_##set,                                                                                            \
+     s2q_column_dots_##set}
 
 DECLARE(baseline)
 #ifdef X86
@@ -62,7 +80,7 @@ static const functions *own(void) {
 }
 
 /* Increase whenever a signature or a task changes. */
-API int s2q_version(void) { return 6; }
+API int s2q_version(void) { return 7; }
 
 API const char *s2q_instruction_set(void) { return own()->name; }
 
@@ -96,3 +114,22 @@ API int s2q_scale_sums(const int32_t *sums, int64_t rows, int64_t columns, const
 }
 
 API int64_t s2q_peak(int64_t rounds, int32_t *out) { return own()->peak(rounds, out); }
+
+API void s2q_round_groups(const float *x, int64_t groups, int64_t size, const float *clip, int bits, int symmetric,
+                          float *out) {
+    own()->round_groups(x, groups, size, clip, bits, symmetric, out);
+}
+
+API void s2q_round_groups_back(const float *gradient, const float *x, int64_t groups, int64_t size, const float *clip,
+                               int bits, int symmetric, float *passed, float *to_clip) {
+    own()->round_groups_back(gradient, x, groups, size, clip, bits, symmetric, passed, to_clip);
+}
+
+API void s2q_mix_blocks(const float *x, int64_t blocks, int64_t block, float *out) {
+    own()->mix_blocks(x, blocks, block, out);
+}
+
+API void s2q_column_dots(const float *one, const float *other, int64_t rows, int64_t width, int64_t first, int64_t last,
+                         float *out) {
+    own()->column_dots(one, other, rows, width, first, last, out);
+}

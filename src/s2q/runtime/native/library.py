@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 6
+VERSION = 7
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 # Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in lanes.h and panel.h.
@@ -32,6 +32,13 @@ _SIGNATURES = {
         _INT,
     ),
     "s2q_peak": ((_SIZE, _POINTER), _SIZE),
+    "s2q_round_groups": ((_POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT, _POINTER), None),
+    "s2q_round_groups_back": (
+        (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT, _POINTER, _POINTER),
+        None,
+    ),
+    "s2q_mix_blocks": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
+    "s2q_column_dots": ((_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER), None),
     "s2q_version": ((), _INT),
     "s2q_instruction_set": ((), ctypes.c_char_p),
     "s2q_set_name": ((_INT,), ctypes.c_char_p),
@@ -42,8 +49,8 @@ TEN, ELEVEN = (struct.Struct(f"={count}q") for count in (10, 11))
 
 
 @cache
-def _load() -> ctypes.CDLL | str:
-    """The library, or why there is none.
+def load() -> ctypes.CDLL | str:
+    """The library, or why there is none, if S2Q_BACKEND does not say otherwise: see `why_not`.
 
     Raises:
         ValueError: S2Q_INSTRUCTION_SET names a set that this machine does not have.
@@ -89,7 +96,7 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
     Raises:
         RuntimeError: see `why_not_there`.
     """
-    missing = why_not_there(_load)
+    missing = why_not_there(load)
     if missing is not None:
         return missing
     if device.type != "cpu":
@@ -99,13 +106,13 @@ def why_not(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def instruction_set() -> str | None:
     """What the native code uses here; None if it is not there. S2Q_INSTRUCTION_SET names another one of `instruction_sets`."""
-    library = _load()
+    library = load()
     return None if isinstance(library, str) else library.s2q_instruction_set().decode()
 
 
 def instruction_sets() -> list[str]:
     """What the native code could use on this machine, the plainest first; empty if it is not there."""
-    library = _load()
+    library = load()
     return [] if isinstance(library, str) else _sets(library)
 
 
@@ -122,7 +129,7 @@ def takes_squares() -> bool:
 
 def use(name: str | None) -> None:
     """Take another one of `instruction_sets` from now on; None is the best."""
-    if _load().s2q_use(None if name is None else name.encode()):
+    if load().s2q_use(None if name is None else name.encode()):
         raise ValueError(f"there is no instruction set {name!r} here: there are {', '.join(instruction_sets())}")
     takes_squares.cache_clear()
 
@@ -132,7 +139,8 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _row(tensor: Tensor, index: int) -> int:
+def row_address(tensor: Tensor, index: int) -> int:
+    """Address of a row, whose own values are contiguous."""
     return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
 
@@ -148,7 +156,7 @@ def quantize(task: bytes, tiles: int, work: int) -> None:
         tiles: tiles of the rows.
         work: operations of the whole, to judge how many threads are worth it.
     """
-    function = _load().s2q_quantize
+    function = load().s2q_quantize
     share(lambda start, stop: function(task, start, stop), tiles, work)
 
 
@@ -157,7 +165,7 @@ def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None
 
     Threads take panels each, or tiles where panels are few.
     """
-    function = _load().s2q_multiply
+    function = load().s2q_multiply
     if panels >= 4 * torch.get_num_threads():
         share(lambda start, stop: function(task, start, stop, first, last), panels, work)
     else:
@@ -167,11 +175,10 @@ def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None
 def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
     """4-bit codes int32 [N, K/8] into `out`, int8 [N, K], as (even columns, odd columns)."""
     packed = packed.contiguous()
-    function = _load().s2q_unpack_halves
+    function = load().s2q_unpack_halves
 
-    def part(start: int, stop: int) -> int:
-        function(_row(packed, start), stop - start, out.shape[1], _row(out, start))
-        return 0
+    def part(start: int, stop: int) -> None:
+        function(row_address(packed, start), stop - start, out.shape[1], row_address(out, start))
 
     share(part, out.shape[0], out.numel())
     return out
@@ -198,12 +205,12 @@ def scale_sums(
     """
     rows, columns = sums.shape
     scale, weight_scale = scale.contiguous(), weight_scale.contiguous()
-    function = _load().s2q_scale_sums
+    function = load().s2q_scale_sums
 
     def part(start: int, stop: int) -> int:
-        own = None if zero is None else _row(zero, start)
-        given = (_row(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
-        return function(_row(sums, start), stop - start, columns, *given, KINDS[out.dtype], _row(out, start))
+        own = None if zero is None else row_address(zero, start)
+        given = (row_address(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
+        return function(row_address(sums, start), stop - start, columns, *given, KINDS[out.dtype], row_address(out, start))
 
     share(part, rows, sums.numel())
 
@@ -214,7 +221,7 @@ def peak(rounds: int, threads: int) -> int:
     Args:
         rounds: of each thread.
     """
-    function = _load().s2q_peak
+    function = load().s2q_peak
     done: list[int] = []
 
     def part(*_: int) -> int:
@@ -230,16 +237,16 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="s2q")
 
 
-def share(part: Callable[[int, int], int], count: int, work: int) -> None:
+def share(part: Callable[[int, int], int | None], count: int, work: int) -> None:
     """Call `part` on ranges that together are `count`, on as many threads as `work` is worth, see `share_out`."""
     share_out(part, count, 1 if work < 2 * WORTH_A_THREAD else min(torch.get_num_threads(), work // WORTH_A_THREAD))
 
 
-def share_out(part: Callable[[int, int], int], count: int, threads: int) -> None:
+def share_out(part: Callable[[int, int], int | None], count: int, threads: int) -> None:
     """Call `part` on ranges that together are `count`, one a thread.
 
     Raises:
-        MemoryError: a `part` returned other than 0.
+        MemoryError: a `part` returned other than 0 or None.
     """
     threads = min(threads, count)
     if threads <= 1:
