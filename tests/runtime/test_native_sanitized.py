@@ -14,7 +14,7 @@ SOURCES = Path(s2q.runtime.native.__file__).parent
 FUZZ = Path(__file__).parent / "native"
 # Library → what feeds it, what chooses the set, and what is compiled for each set.
 LIBRARIES = {
-    "linears": ("fuzz.c", "dispatch.c", ("input", "product", "around", "peak", "learning")),
+    "linears": ("fuzz.c", "dispatch.c", ("input", "product", "around", "peak", "learning", "learning_kronecker")),
     "attention": ("fuzz_attention.c", "attention_dispatch.c", ("attention", "attention_pack")),
 }
 COMPILER = shutil.which("cc")

@@ -1,12 +1,12 @@
 """What learning does to every value of inputs and weights at each step: in native code where it takes them, else in plain torch.
 
-Values are the same bit for bit; gradients are summed in another order.
+Values are the same bit for bit, but for the sums of Kronecker transforms; gradients are summed in another order.
 """
 
 import torch
 from torch import Tensor
 
-from s2q.numerics import hadamard, straight_through
+from s2q.numerics import hadamard, kronecker, straight_through
 from s2q.numerics.quantizer import in_groups
 from s2q.runtime.native import learning, library
 
@@ -29,6 +29,13 @@ def hadamard_blocks(x: Tensor, block: int) -> Tensor:
     if not _native(x):
         return hadamard.hadamard_blocks(x, block)
     return _Mixed.apply(x.reshape(-1, block)).view(x.shape)
+
+
+def kronecker_apply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """`s2q.numerics.kronecker.kronecker_apply`, up to the order of its sums."""
+    if not _native(x):
+        return kronecker.kronecker_apply(x, left, right)
+    return _Transformed.apply(x.flatten(0, -2), left, right).view(x.shape)
 
 
 def scale_columns(x: Tensor, scale: Tensor) -> Tensor:
@@ -66,6 +73,18 @@ class _Mixed(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
         return learning.mix_blocks(gradient)
+
+
+class _Transformed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        ctx.save_for_backward(x, left, right)
+        return learning.kronecker(x, left, right)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        to_x, *to_matrices = ctx.needs_input_grad
+        return learning.kronecker_back(gradient, *ctx.saved_tensors, to_x, any(to_matrices))
 
 
 class _Scaled(torch.autograd.Function):

@@ -7,10 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from s2q.numerics.hadamard import hadamard_block, hadamard_factors, hadamard_pair
-from s2q.numerics.kronecker import cayley, kronecker_apply, kronecker_factors, random_orthogonal
+from s2q.numerics.kronecker import cayley, kronecker_factors, random_orthogonal
 from s2q.numerics.quantizer import group_count
 from s2q.numerics.straight_through import fake_quantize
-from s2q.quantization.passes import divide_columns, fake_quantize_rows, hadamard_blocks, scale_columns
+from s2q.quantization.passes import (
+    divide_columns,
+    fake_quantize_rows,
+    hadamard_blocks,
+    kronecker_apply,
+    scale_columns,
+)
 from s2q.recipe import LinearScheme
 from s2q.runtime.reference import ActFormat, InputTransform, input_grid
 
@@ -166,7 +172,7 @@ class SharedTransform(nn.Module):
         return self._mixed(weight)
 
     def _transformed(self, x: Tensor) -> Tensor:
-        """`transform_input`, its bits, in the passes of learning."""
+        """`transform_input` by the passes of learning."""
         scale = self._scale()
         if scale is not None:
             x = scale_columns(x, scale)

@@ -22,6 +22,9 @@ typedef struct {
     void (*round_groups_back)(const float *, const float *, int64_t, int64_t, const float *, int, int, float *, float *);
     void (*mix_blocks)(const float *, int64_t, int64_t, float *);
     void (*column_dots)(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);
+    int (*kronecker)(const float *, int64_t, int64_t, int64_t, const float *, const float *, float *);
+    int (*kronecker_back)(const float *, const float *, int64_t, int64_t, int64_t, const float *, const float *, float *,
+                          float *, float *);
 } functions;
 
 #define DECLARE(set)                                                                                                  \
@@ -35,7 +38,10 @@ typedef struct {
     void s2q_round_groups_back_##set(const float *, const float *, int64_t, int64_t, const float *, int, int, float *, \
                                      float *);                                                                        \
     void s2q_mix_blocks_##set(const float *, int64_t, int64_t, float *);                                              \
-    void s2q_column_dots_##set(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);
+    void s2q_column_dots_##set(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);             \
+    int s2q_kronecker_##set(const float *, int64_t, int64_t, int64_t, const float *, const float *, float *);         \
+    int s2q_kronecker_back_##set(const float *, const float *, int64_t, int64_t, int64_t, const float *,              \
+                                 const float *, float *, float *, float *);
 #define OF(set, name)                                                                                                 \
     {name,                                                                                                            \
      s2q_quantize_##set,                                                                                              \
@@ -46,7 +52,9 @@ typedef struct {
      s2q_round_groups_##set,                                                                                          \
      s2q_round_groups_back_##set,                                                                                     \
      s2q_mix_blocks_##set,                                                                                            \
-     s2q_column_dots_##set}
+     s2q_column_dots_##set,                                                                                           \
+     s2q_kronecker_##set,                                                                                             \
+     s2q_kronecker_back_##set}
 
 DECLARE(baseline)
 #ifdef X86
@@ -132,4 +140,14 @@ API void s2q_mix_blocks(const float *x, int64_t blocks, int64_t block, float *ou
 API void s2q_column_dots(const float *one, const float *other, int64_t rows, int64_t width, int64_t first, int64_t last,
                          float *out) {
     own()->column_dots(one, other, rows, width, first, last, out);
+}
+
+API int s2q_kronecker(const float *x, int64_t rows, int64_t n1, int64_t n2, const float *left, const float *right,
+                      float *out) {
+    return own()->kronecker(x, rows, n1, n2, left, right, out);
+}
+
+API int s2q_kronecker_back(const float *gradient, const float *x, int64_t rows, int64_t n1, int64_t n2, const float *left,
+                           const float *right, float *to_x, float *to_left, float *to_right) {
+    return own()->kronecker_back(gradient, x, rows, n1, n2, left, right, to_x, to_left, to_right);
 }

@@ -39,6 +39,8 @@ _SIGNATURES = {
     ),
     "s2q_mix_blocks": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
     "s2q_column_dots": ((_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _SIZE, _POINTER), None),
+    "s2q_kronecker": ((_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER), _INT),
+    "s2q_kronecker_back": ((_POINTER, _POINTER, _SIZE, _SIZE, _SIZE, *[_POINTER] * 5), _INT),
     "s2q_version": ((), _INT),
     "s2q_instruction_set": ((), ctypes.c_char_p),
     "s2q_set_name": ((_INT,), ctypes.c_char_p),
