@@ -115,7 +115,8 @@ class SimulatedLinear(nn.Module):
         weight = None if learning else self._settled
         if weight is None:
             weight = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
-        self._settled = None if learning else weight
+        if self._settled is not (None if learning else weight):
+            self._settled = None if learning else weight
         return weight
 
     def forward(self, x: Tensor) -> Tensor:

@@ -37,16 +37,6 @@ def _parameter_groups(simulated: nn.Module, optim: OptimSpec) -> list[dict]:
     return [{"params": params, "lr": lr} for params, lr in chosen if params]
 
 
-def _rounding_loss(simulated: nn.Module, progress: float, optim: OptimSpec) -> Tensor | float:
-    """AdaRound's regulariser: the mean over weights, so that its share does not grow with the width."""
-    exponent = penalty_exponent(progress)
-    logits = [linear.round_logit for linear in linears_of(simulated) if linear.round_logit is not None]
-    if exponent is None or not logits:
-        return 0.0
-    count = sum(logit.numel() for logit in logits)
-    return optim.rounding_penalty * sum(rounding_penalty(logit, exponent) for logit in logits) / count
-
-
 def batch_count(kinds: Sequence[int], size: int) -> int:
     """Batches in a pass over samples of these kinds: a batch holds one kind alone, at most `size` samples."""
     return len(_batches(range(len(kinds)), kinds, size))
@@ -79,7 +69,7 @@ def learn(
         on_step: called after each optimisation step.
     """
     optim = recipe.optim
-    transforms = transforms_of(simulated)
+    gradients = _Gradients(simulated, family, recipe)
     # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
     optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0, fused=True)
     # Samples may be made when they are asked for: of batches of one, nobody needs to know the kinds.
@@ -92,44 +82,58 @@ def learn(
         order = torch.randperm(len(samples), generator=generator).tolist()
         for indices in _batches(order, kinds, optim.batch_size):
             batch = collate([samples[index] for index in indices])
-            _differentiate(simulated, transforms, family, recipe, batch, done / steps)
+            gradients.find(batch, done / steps)
             optimizer.step()
             schedule.step()
-            for transform in transforms:
-                transform.forget()
+            gradients.forget()
             done += 1
             on_step()
 
 
-def _differentiate(
-    simulated: nn.Module,
-    transforms: Sequence[SharedTransform],
-    family: Family,
-    recipe: Recipe,
-    batch: BlockSample,
-    progress: float,
-) -> None:
-    """Set the gradients of the loss of `batch`: of all rows at once, or fewer at a time if they are too many for the memory."""
-    params = [p for module in (simulated, *transforms) for p in module.parameters() if p.requires_grad]
-    rows = len(batch.target)
-    # The guided error is of pairs, which stay together.
-    unit = 2 if recipe.objective.guided and batch.guidance is not None and rows % 2 == 0 else 1
-    found: list[tuple[Tensor | None, ...]] = []
+class _Gradients:
+    """Of what a simulated block learns."""
 
-    def differentiate(units: slice) -> None:
-        part = batch
-        if units.stop - units.start < rows // unit:
-            part = rows_of(batch, slice(units.start * unit, units.stop * unit))
-        for transform in transforms:
+    def __init__(self, simulated: nn.Module, family: Family, recipe: Recipe):
+        self.simulated, self.family, self.recipe = simulated, family, recipe
+        self.transforms = transforms_of(simulated)
+        self.params = [p for module in (simulated, *self.transforms) for p in module.parameters() if p.requires_grad]
+        self.logits = [linear.round_logit for linear in linears_of(simulated) if linear.round_logit is not None]
+
+    def forget(self) -> None:
+        """Drop what the transforms remember."""
+        for transform in self.transforms:
             transform.forget()
-        make_matrices(transforms)
-        states = replay(simulated, family, part.states, part.sides)
-        loss = block_loss(family, states, part, recipe.objective, whole=batch)
-        loss = loss + len(part.target) / rows * _rounding_loss(simulated, progress, recipe.optim)
-        found.append(torch.autograd.grad(loss, params, allow_unused=True))
 
-    in_chunks(rows // unit, rows // unit, differentiate)
-    for parameter, *grads in zip(params, *found, strict=True):
-        some = [grad for grad in grads if grad is not None]
-        # Contiguous as the parameter: the fused optimizer reads memory in order, whatever the strides.
-        parameter.grad = sum(some[1:], some[0]).contiguous() if some else None
+    def find(self, batch: BlockSample, progress: float) -> None:
+        """Set those of the loss of `batch`: of all rows at once, or fewer at a time if they are too many for the memory."""
+        rows = len(batch.target)
+        # The guided error is of pairs, which stay together.
+        unit = 2 if self.recipe.objective.guided and batch.guidance is not None and rows % 2 == 0 else 1
+        found: list[tuple[Tensor | None, ...]] = []
+
+        def differentiate(units: slice) -> None:
+            part = batch
+            if units.stop - units.start < rows // unit:
+                part = rows_of(batch, slice(units.start * unit, units.stop * unit))
+            self.forget()
+            make_matrices(self.transforms)
+            states = replay(self.simulated, self.family, part.states, part.sides)
+            loss = block_loss(self.family, states, part, self.recipe.objective, whole=batch)
+            loss = loss + len(part.target) / rows * self._rounding_loss(progress)
+            found.append(torch.autograd.grad(loss, self.params, allow_unused=True))
+
+        in_chunks(rows // unit, rows // unit, differentiate)
+        for parameter, *grads in zip(self.params, *found, strict=True):
+            some = [grad for grad in grads if grad is not None]
+            # Contiguous as the parameter: the fused optimizer reads memory in order, whatever the strides.
+            parameter.grad = sum(some[1:], some[0]).contiguous() if some else None
+
+    def _rounding_loss(self, progress: float) -> Tensor | float:
+        """AdaRound's regulariser: the mean over weights, so that its share does not grow with the width."""
+        exponent = penalty_exponent(progress)
+        if exponent is None or not self.logits:
+            return 0.0
+        count = sum(logit.numel() for logit in self.logits)
+        return (
+            self.recipe.optim.rounding_penalty * sum(rounding_penalty(logit, exponent) for logit in self.logits) / count
+        )

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,17 @@ class _FixedFactor(nn.Module):
         self.matrix.copy_(matrix)
 
 
+@dataclass
+class _Made:
+    """What a transform remembers between two calls of `forget`."""
+
+    factors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
+    source: Tensor | None = None
+    """The input of which `values` and `rounded` are made."""
+    values: Tensor | None = None
+    rounded: Tensor | None = None
+
+
 class SharedTransform(nn.Module):
     """Transform and quantization of one input, learnable, used by every linear that receives it.
 
@@ -114,10 +126,7 @@ class SharedTransform(nn.Module):
         if spec is not None and not spec.learned:
             for parameter in self.transform_parameters():
                 parameter.requires_grad_(False)
-        self._factors: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None
-        self._source: Tensor | None = None
-        self._value: Tensor | None = None
-        self._rounded: Tensor | None = None
+        self._made = _Made()
 
     @torch.no_grad()
     def start_from(self, stored: InputTransform) -> None:
@@ -186,24 +195,25 @@ class SharedTransform(nn.Module):
 
     def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""
-        if self._factors is None:
+        if self._made.factors is None:
             make_matrices([self])
-        return self._factors
+        return self._made.factors
 
     def values(self, x: Tensor) -> Tensor:
         """x̂ transformed but not rounded, [..., K] float32; done once for all linears that share `x`."""
-        if self._source is not x or self._value is None:
-            self._source, self._value, self._rounded = x, self._transformed(x.float()), None
-        return self._value
+        made = self._made
+        if made.source is not x or made.values is None:
+            made.source, made.values, made.rounded = x, self._transformed(x.float()), None
+        return made.values
 
     def forward(self, x: Tensor) -> Tensor:
         """x̂ transformed and fake-quantized, [..., K] float32; done once for all linears that share `x`."""
         values = self.values(x)
         if self.acts is None:
             return values
-        if self._rounded is None:
-            self._rounded = self._rounding(values)
-        return self._rounded
+        if self._made.rounded is None:
+            self._made.rounded = self._rounding(values)
+        return self._made.rounded
 
     def _rounding(self, values: Tensor) -> Tensor:
         if self.range is None:
@@ -214,7 +224,7 @@ class SharedTransform(nn.Module):
 
     def forget(self) -> None:
         """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""
-        self._factors = self._source = self._value = self._rounded = None
+        self._made = _Made()
 
 
 def make_matrices(transforms: Sequence[SharedTransform]) -> None:
@@ -229,4 +239,4 @@ def make_matrices(transforms: Sequence[SharedTransform]) -> None:
     for alike in by_size.values():
         pairs.update(zip(alike, _pairs(alike), strict=True))
     for transform in with_factors:
-        transform._factors = pairs[transform.left], pairs[transform.right]
+        transform._made.factors = pairs[transform.left], pairs[transform.right]

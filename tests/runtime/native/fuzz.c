@@ -12,6 +12,13 @@ const char *s2q_set_name(int);
 int s2q_quantize(const quantize_task *, int64_t, int64_t);
 int64_t s2q_peak(int64_t, int32_t *);
 int s2q_multiply(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
+void s2q_round_groups(const float *, int64_t, int64_t, const float *, int, int, float *);
+void s2q_round_groups_back(const float *, const float *, int64_t, int64_t, const float *, int, int, float *, float *);
+void s2q_mix_blocks(const float *, int64_t, int64_t, float *);
+void s2q_column_dots(const float *, const float *, int64_t, int64_t, int64_t, int64_t, float *);
+int s2q_kronecker(const float *, int64_t, int64_t, int64_t, const float *, const float *, float *);
+int s2q_kronecker_back(const float *, const float *, int64_t, int64_t, int64_t, const float *, const float *, float *, float *,
+                       float *);
 
 static uint64_t state = 1;
 
@@ -97,10 +104,42 @@ static int round_trip(void) {
     return failed;
 }
 
+/* The passes of learning; the Kronecker transform alone may differ. */
+static int learning_trip(void) {
+    const int64_t rows = ONE_OF(1, 2, 7, 40), n1 = ONE_OF(1, 3, 4, 10, 17), n2 = ONE_OF(1, 5, 8, 16, 20, 33), columns = n1 * n2;
+    const int64_t size = rows * columns, block = columns & -columns;
+    const int bits = (int)ONE_OF(2, 4, 6, 8), symmetric = next() % 2, to_x = next() % 2, to_left = !to_x || next() % 2;
+    float *x = floats(size), *gradient = floats(size), *clip = floats(rows), *left = floats(n1 * n1), *right = floats(n2 * n2);
+    float *first = NULL;
+    int failed = 0;
+    for (int set = 0; s2q_set_name(set); set++) {
+        s2q_use(s2q_set_name(set));
+        float *found = malloc((3 * size + rows + columns) * sizeof(float));
+        float *transformed = malloc(size * sizeof(float)), *back = to_x ? malloc(size * sizeof(float)) : NULL;
+        float *to_n1 = to_left ? malloc(n1 * n1 * sizeof(float)) : NULL, *to_n2 = to_left ? malloc(n2 * n2 * sizeof(float)) : NULL;
+        s2q_round_groups(x, rows, columns, clip, bits, symmetric, found);
+        s2q_round_groups_back(gradient, x, rows, columns, clip, bits, symmetric, found + size, found + 3 * size);
+        s2q_mix_blocks(x, size / block, block, found + 2 * size);
+        s2q_column_dots(x, gradient, rows, columns, 0, columns / 2, found + 3 * size + rows);
+        s2q_column_dots(x, gradient, rows, columns, columns / 2, columns, found + 3 * size + rows);
+        failed |= s2q_kronecker(x, rows, n1, n2, left, right, transformed);
+        failed |= s2q_kronecker_back(gradient, x, rows, n1, n2, left, right, back, to_n1, to_n2);
+        free(transformed), free(back), free(to_n1), free(to_n2);
+        if (!first)
+            first = found;
+        else {
+            failed |= memcmp(first, found, (3 * size + rows + columns) * sizeof(float)) != 0;
+            free(found);
+        }
+    }
+    free(first), free(x), free(gradient), free(clip), free(left), free(right);
+    return failed;
+}
+
 int main(int count, char **arguments) {
     const int rounds = count > 1 ? atoi(arguments[1]) : 100;
     for (int i = 0; i < rounds; i++)
-        if (round_trip()) {
+        if (round_trip() || learning_trip()) {
             printf("round %d: an instruction set differs from the baseline\n", i);
             return 1;
         }

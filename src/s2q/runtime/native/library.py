@@ -212,7 +212,9 @@ def scale_sums(
     def part(start: int, stop: int) -> int:
         own = None if zero is None else row_address(zero, start)
         given = (row_address(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
-        return function(row_address(sums, start), stop - start, columns, *given, KINDS[out.dtype], row_address(out, start))
+        return function(
+            row_address(sums, start), stop - start, columns, *given, KINDS[out.dtype], row_address(out, start)
+        )
 
     share(part, rows, sums.numel())
 
