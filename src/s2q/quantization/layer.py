@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from s2q.numerics.quantizer import dequantize, grid, group_count, integer_range, per_value
 from s2q.numerics.rounding import initial_logit, soft_round_up
 from s2q.numerics.straight_through import fake_quantize
-from s2q.quantization.passes import fake_quantize_rows
+from s2q.quantization.passes import Grid, Mixing, prepare
 from s2q.quantization.transforms import CLIP_LOGIT, SharedTransform, logit_of
 from s2q.recipe import LinearScheme
 
@@ -70,9 +70,13 @@ class SimulatedLinear(nn.Module):
         """Codes [N, K] where `up` of each weight, 0 … 1, is the way from the lower to the upper neighbour."""
         return (self.round_floor + up).clamp(*integer_range(self.weight_bits))
 
+    @property
+    def _directions_are_out(self) -> bool:
+        return self.low_rank_up is not None and self.scheme.low_rank.start == "svd"
+
     def remainder(self, transformed: Tensor) -> Tensor:
         """What of the transformed weight [N, K] is rounded: all, less the directions an SVD has taken out."""
-        if self.low_rank_up is None or self.scheme.low_rank.start != "svd":
+        if not self._directions_are_out:
             return transformed
         return transformed - (self.low_rank_up @ self.low_rank_down).to(transformed.dtype)
 
@@ -107,17 +111,25 @@ class SimulatedLinear(nn.Module):
         if self.scheme.weight_clip == "mse":
             scale, zero = self._least_error_grid(remainder)
             return fake_quantize(remainder, scale, self.weight_bits, zero)
-        return fake_quantize_rows(remainder, self.weight_bits, self.scheme.symmetric_weights, self._clip(), self.groups)
+        return prepare(remainder, Mixing(), self._own_grid(), self._clip())
+
+    def _own_grid(self) -> Grid:
+        return Grid(self.weight_bits, self.scheme.symmetric_weights, self.groups)
 
     def _simulated_weight(self) -> Tensor:
         """[N, K] as inference will use it; made once for all passes between which nothing is learned."""
         learning = torch.is_grad_enabled()
         weight = None if learning else self._settled
         if weight is None:
-            weight = self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+            weight = self._transformed_and_rounded()
         if self._settled is not (None if learning else weight):
             self._settled = None if learning else weight
         return weight
+
+    def _transformed_and_rounded(self) -> Tensor:
+        if self._directions_are_out or self.round_logit is not None or self.scheme.weight_clip == "mse":
+            return self.rounded_weight(self.remainder(self.inputs.on_weight(self.weight)))
+        return self.inputs.on_weight(self.weight, self._own_grid(), self._clip())
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] → [..., N] in the dtype of `x`."""

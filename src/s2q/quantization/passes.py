@@ -1,118 +1,106 @@
 """What learning does to all values of inputs and weights at each step: in native code where it takes them, else in plain torch.
 
-Values are the same bit for bit, but for the sums of Kronecker transforms; gradients are summed in another order. Each pass is
-one node of autograd's graph: on the widths of a small model the nodes are what takes the time.
+Values are the same bit for bit, but for the sums of Kronecker transforms; gradients are summed in another order.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from s2q.numerics import hadamard, kronecker, straight_through
+from s2q.numerics.hadamard import hadamard_blocks
+from s2q.numerics.kronecker import kronecker_apply
+from s2q.numerics.straight_through import fake_quantize_rows
 from s2q.runtime.native import learning, library
 
 
-def _native(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and library.why_not(x.device, x.dtype) is None
+class Grid(NamedTuple):
+    """On what each group of a row is rounded."""
+
+    bits: int
+    symmetric: bool
+    groups: int = 1
 
 
-def fake_quantize_rows(x: Tensor, bits: int, symmetric: bool, clip: Tensor | float = 1.0, groups: int = 1) -> Tensor:
-    """`s2q.numerics.straight_through.fake_quantize_rows`."""
-    if not _native(x):
-        return straight_through.fake_quantize_rows(x, bits, symmetric, clip, groups)
-    return _Rounded.apply(x, torch.as_tensor(clip), bits, symmetric, groups)
+class Mixing(NamedTuple):
+    """What rows go through before they are rounded, in this order; None and 0 are nothing."""
+
+    scale: Tensor | None = None
+    """[K]"""
+    divide: bool = False
+    """By the scale, which is multiplied with otherwise."""
+    left: Tensor | None = None
+    """P1 and P2 of a Kronecker transform, [n1, n1] and [n2, n2]."""
+    right: Tensor | None = None
+    block: int = 0
+    """Of a Hadamard transform."""
 
 
-def hadamard_blocks(x: Tensor, block: int) -> Tensor:
-    """`s2q.numerics.hadamard.hadamard_blocks`."""
-    return _Mixed.apply(x, block) if _native(x) else hadamard.hadamard_blocks(x, block)
+def prepare(x: Tensor, mixing: Mixing, grid: Grid | None = None, clip: Tensor | float = 1.0) -> Tensor:
+    """x [..., K] mixed, and rounded with straight-through gradients.
+
+    Args:
+        grid: None does not round.
+        clip: factor on the ranges, learned if it asks for a gradient; a scalar or broadcastable to [..., G].
+    """
+    if x.dtype == torch.float32 and library.why_not(x.device, x.dtype) is None:
+        clip = torch.as_tensor(clip)
+        # All at once: on the widths of a small model the nodes of autograd's graph are what takes the time.
+        return _Prepared.apply(x, mixing.scale, mixing.left, mixing.right, clip, mixing.divide, mixing.block, grid)
+    return _prepare(x, mixing, grid, clip)
 
 
-def kronecker_apply(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`s2q.numerics.kronecker.kronecker_apply`, up to the order of its sums."""
-    return _Transformed.apply(x, left, right) if _native(x) else kronecker.kronecker_apply(x, left, right)
+def _prepare(x: Tensor, mixing: Mixing, grid: Grid | None, clip: Tensor | float) -> Tensor:
+    if mixing.scale is not None:
+        x = x / mixing.scale if mixing.divide else x * mixing.scale
+    if mixing.left is not None:
+        x = kronecker_apply(x, mixing.left, mixing.right)
+    if mixing.block:
+        x = hadamard_blocks(x, mixing.block)
+    return x if grid is None else fake_quantize_rows(x, grid.bits, grid.symmetric, clip, grid.groups)
 
 
-def scale_columns(x: Tensor, scale: Tensor) -> Tensor:
-    """x · scale: [..., K] and [K]."""
-    return _Scaled.apply(x, scale) if _native(x) else x * scale
-
-
-def divide_columns(x: Tensor, scale: Tensor) -> Tensor:
-    """x / scale of an x that is not learned: [N, K] and [K]."""
-    return _Divided.apply(x, scale) if _native(x) else x / scale
-
-
-class _Rounded(torch.autograd.Function):
+class _Prepared(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, clip: Tensor, bits: int, symmetric: bool, groups: int) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1] // groups)
-        factors = clip.expand(*x.shape[:-1], groups).reshape(-1)
-        ctx.save_for_backward(flat, factors)
-        ctx.bits, ctx.symmetric, ctx.shape, ctx.clip = bits, symmetric, (*x.shape[:-1], groups), clip.shape
-        return learning.round_groups(flat, factors, bits, symmetric).view(x.shape)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        flat, factors = ctx.saved_tensors
-        above = gradient.reshape(flat.shape)
-        passed, to_clip = learning.round_groups_back(above, flat, factors, ctx.bits, ctx.symmetric)
-        return (
-            passed.view(gradient.shape) if ctx.needs_input_grad[0] else None,
-            to_clip.view(ctx.shape).sum_to_size(ctx.clip) if ctx.needs_input_grad[1] else None,
-            *[None] * 3,
-        )
-
-
-class _Mixed(torch.autograd.Function):
-    """The matrix is symmetric: its gradient is the map itself."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, block: int) -> Tensor:
-        ctx.block = block
-        return learning.mix_blocks(x.reshape(-1, block)).view(x.shape)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        return learning.mix_blocks(gradient.reshape(-1, ctx.block)).view(gradient.shape), None
-
-
-class _Transformed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        flat = x.reshape(-1, x.shape[-1])
-        ctx.save_for_backward(flat, left, right)
-        return learning.kronecker(flat, left, right).view(x.shape)
+    def forward(ctx, x, scale, left, right, clip, divide, block, grid):
+        ctx.divide, ctx.block, ctx.grid, ctx.clip_shape = divide, block, grid, clip.shape
+        rows = made = x.reshape(-1, x.shape[-1])
+        if scale is not None:
+            made = rows / scale if divide else rows * scale
+        scaled = made
+        if left is not None:
+            made = learning.kronecker(scaled, left, right)
+        if block:
+            made = learning.mix_blocks(made.view(-1, block)).view(rows.shape)
+        mixed = factors = None
+        if grid is not None:
+            mixed = made.view(-1, rows.shape[1] // grid.groups)
+            factors = clip.expand(*x.shape[:-1], grid.groups).reshape(-1)
+            made = learning.round_groups(mixed, factors, grid.bits, grid.symmetric)
+        kept = scaled if left is not None else None, mixed, factors
+        ctx.save_for_backward(rows, scale, left, right, *kept)
+        # A tensor of its own, even if nothing was done to it.
+        return made.view(x.shape) if made is not rows else x.clone()
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
-        flat, left, right = ctx.saved_tensors
-        to_x, *to_matrices = ctx.needs_input_grad
-        above = gradient.reshape(flat.shape)
-        found, *matrices = learning.kronecker_back(above, flat, left, right, to_x, any(to_matrices))
-        return found.view(gradient.shape) if to_x else None, *matrices
-
-
-class _Scaled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        return x * scale
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        x, scale = ctx.saved_tensors
-        to_x, to_scale = ctx.needs_input_grad
-        above, own = (tensor.reshape(-1, tensor.shape[-1]) for tensor in (gradient, x))
-        return gradient * scale if to_x else None, learning.column_dots(above, own) if to_scale else None
-
-
-class _Divided(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: Tensor) -> Tensor:
-        ctx.save_for_backward(x, scale)
-        return x / scale
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor):
-        x, scale = ctx.saved_tensors
-        return None, learning.column_dots(gradient, x).div_(scale).div_(scale).neg_()
+    def backward(ctx, gradient):
+        rows, scale, left, right, scaled, mixed, factors = ctx.saved_tensors
+        to_x, to_scale, *to_matrices, to_clip = ctx.needs_input_grad[:5]
+        above = gradient.reshape(rows.shape)
+        lefts = rights = scales = clips = None
+        if ctx.grid is not None:
+            above = above.view(mixed.shape)
+            above, clips = learning.round_groups_back(above, mixed, factors, ctx.grid.bits, ctx.grid.symmetric)
+            clips = clips.view(*gradient.shape[:-1], ctx.grid.groups).sum_to_size(ctx.clip_shape) if to_clip else None
+        if ctx.block:
+            above = learning.mix_blocks(above.view(-1, ctx.block))
+        above = above.view(rows.shape)
+        if left is not None:
+            through = to_x or to_scale
+            above, lefts, rights = learning.kronecker_back(above, scaled, left, right, through, any(to_matrices))
+        if to_scale:
+            scales = learning.column_dots(above, rows)
+            scales = scales.div_(scale).div_(scale).neg_() if ctx.divide else scales
+        if to_x and scale is not None:
+            above = above / scale if ctx.divide else above * scale
+        return above.view(gradient.shape) if to_x else None, scales, lefts, rights, clips, None, None, None

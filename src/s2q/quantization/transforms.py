@@ -11,13 +11,7 @@ from s2q.numerics.hadamard import hadamard_block, hadamard_factors, hadamard_pai
 from s2q.numerics.kronecker import cayley, kronecker_factors, random_orthogonal
 from s2q.numerics.quantizer import group_count
 from s2q.numerics.straight_through import fake_quantize
-from s2q.quantization.passes import (
-    divide_columns,
-    fake_quantize_rows,
-    hadamard_blocks,
-    kronecker_apply,
-    scale_columns,
-)
+from s2q.quantization.passes import Grid, Mixing, prepare
 from s2q.recipe import LinearScheme
 from s2q.runtime.reference import ActFormat, InputTransform, input_grid
 
@@ -170,28 +164,18 @@ class SharedTransform(nn.Module):
         scale = self.log_scale.exp()
         return scale if self.signs is None else scale * self.signs
 
-    def on_weight(self, weight: Tensor) -> Tensor:
-        """The inverse transform of a weight's columns, [N, K] → [N, K], so that x̂ ŵᵀ = x wᵀ."""
-        scale = self._scale()
-        if scale is not None:
-            weight = divide_columns(weight, scale)
+    def on_weight(self, weight: Tensor, grid: Grid | None = None, clip: Tensor | float = 1.0) -> Tensor:
+        """The inverse transform of a weight's columns, [N, K] → [N, K], so that x̂ ŵᵀ = x wᵀ; rounded if there is a grid."""
+        left = right = None
         if self.left is not None:
             (_, left), (_, right) = self._matrices()
-            weight = kronecker_apply(weight, left, right)
-        return self._mixed(weight)
+        return prepare(weight, Mixing(self._scale(), True, left, right, self.hadamard), grid, clip)
 
-    def _transformed(self, x: Tensor) -> Tensor:
-        """`transform_input` by the passes of learning."""
-        scale = self._scale()
-        if scale is not None:
-            x = scale_columns(x, scale)
+    def _on_input(self, x: Tensor, grid: Grid | None = None, clip: Tensor | float = 1.0) -> Tensor:
+        left = right = None
         if self.left is not None:
             (left, _), (right, _) = self._matrices()
-            x = kronecker_apply(x, left, right)
-        return self._mixed(x)
-
-    def _mixed(self, x: Tensor) -> Tensor:
-        return hadamard_blocks(x, self.hadamard) if self.hadamard else x
+        return prepare(x.float(), Mixing(self._scale(), False, left, right, self.hadamard), grid, clip)
 
     def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""
@@ -201,26 +185,33 @@ class SharedTransform(nn.Module):
 
     def values(self, x: Tensor) -> Tensor:
         """x̂ transformed but not rounded, [..., K] float32; done once for all linears that share `x`."""
-        made = self._made
-        if made.source is not x or made.values is None:
-            made.source, made.values, made.rounded = x, self._transformed(x.float()), None
+        made = self._made_of(x)
+        if made.values is None:
+            made.values = self._on_input(x)
         return made.values
 
     def forward(self, x: Tensor) -> Tensor:
         """x̂ transformed and fake-quantized, [..., K] float32; done once for all linears that share `x`."""
-        values = self.values(x)
         if self.acts is None:
-            return values
-        if self._made.rounded is None:
-            self._made.rounded = self._rounding(values)
-        return self._made.rounded
+            return self.values(x)
+        made = self._made_of(x)
+        if made.rounded is None:
+            made.rounded = self._rounded(x)
+        return made.rounded
 
-    def _rounding(self, values: Tensor) -> Tensor:
+    def _made_of(self, x: Tensor) -> _Made:
+        if self._made.source is not x:
+            self._made.source, self._made.values, self._made.rounded = x, None, None
+        return self._made
+
+    def _rounded(self, x: Tensor) -> Tensor:
         if self.range is None:
             clip = self.fixed_clip if self.clip_logit is None else self.clip_logit.sigmoid()
-            return fake_quantize_rows(values, self.acts.bits, self.acts.symmetric, clip, self.acts.groups)
-        scale, zero = input_grid(values, self.input_transform(), self.acts)
-        return fake_quantize(values, scale, self.acts.bits, zero)
+            grid = Grid(self.acts.bits, self.acts.symmetric, self.acts.groups)
+            known = self._made_of(x).values
+            return self._on_input(x, grid, clip) if known is None else prepare(known, Mixing(), grid, clip)
+        scale, zero = input_grid(self.values(x), self.input_transform(), self.acts)
+        return fake_quantize(self.values(x), scale, self.acts.bits, zero)
 
     def forget(self) -> None:
         """Drop what is remembered of the input and the matrices: parameters have changed, or the pass is over."""

@@ -141,8 +141,7 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def row_address(tensor: Tensor, index: int) -> int:
-    """Address of a row, whose own values are contiguous."""
+def _row(tensor: Tensor, index: int) -> int:
     return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
 
 
@@ -180,7 +179,7 @@ def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
     function = load().s2q_unpack_halves
 
     def part(start: int, stop: int) -> None:
-        function(row_address(packed, start), stop - start, out.shape[1], row_address(out, start))
+        function(_row(packed, start), stop - start, out.shape[1], _row(out, start))
 
     share(part, out.shape[0], out.numel())
     return out
@@ -210,11 +209,9 @@ def scale_sums(
     function = load().s2q_scale_sums
 
     def part(start: int, stop: int) -> int:
-        own = None if zero is None else row_address(zero, start)
-        given = (row_address(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
-        return function(
-            row_address(sums, start), stop - start, columns, *given, KINDS[out.dtype], row_address(out, start)
-        )
+        own = None if zero is None else _row(zero, start)
+        given = (_row(scale, start), address(weight_scale), own, address(weight_sum), address(bias))
+        return function(_row(sums, start), stop - start, columns, *given, KINDS[out.dtype], _row(out, start))
 
     share(part, rows, sums.numel())
 
