@@ -87,6 +87,7 @@ class Blockwise:
         self.ranks, self.family, self.earlier = ranks, opened.family, earlier
         self.device = opened.transformer.device
         self.grid = given.grid(self.family, opened.transformer.config)
+        self.guidance_scale = opened.guidance_scale
         self.propagates = recipe.optim.propagate_error and bool(given.samples)
         self.hidden = None if opened.stream is None else workspace.folder / f"hidden-{ranks.rank}"
         # What enters a block, what leaves it, and what enters it from quantized blocks where errors propagate.
@@ -178,7 +179,7 @@ class Blockwise:
             self.given.store.progress(prompt, step),
             self.grid[0],
             # Rows that hold frames or places beside branches (Latte) do not alternate: there are no pairs to combine.
-            self.opened.guidance_scale if len(target) == 2 and call == 0 else None,
+            self.guidance_scale if len(target) == 2 and call == 0 else None,
             call,
             math.prod(self.grid),
         )

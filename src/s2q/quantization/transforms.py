@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from s2q.numerics.hadamard import hadamard_block, hadamard_factors, hadamard_pair
-from s2q.numerics.kronecker import cayley, kronecker_factors, random_orthogonal
+from s2q.numerics.kronecker import factor_pairs, kronecker_factors, random_orthogonal
 from s2q.numerics.quantizer import group_count
 from s2q.numerics.straight_through import fake_quantize
 from s2q.quantization.passes import Grid, Mixing, prepare
@@ -54,11 +54,9 @@ class _Factor(nn.Module):
 
 
 def _pairs(factors: list[_Factor]) -> list[tuple[Tensor, Tensor]]:
-    """P and P⁻ᵀ of factors of one size, as one batch; the inverse costs nothing in this form."""
-    skew, base, log_sigma = (torch.stack(tensors) for tensors in zip(*map(_Factor.tensors, factors), strict=True))
-    u, v = cayley(skew, base).unbind(1)
-    sigma = log_sigma.exp().unsqueeze(1)
-    return list(zip((u * sigma) @ v.mT, (u / sigma) @ v.mT, strict=True))
+    """P and P⁻ᵀ of factors of one size, as one batch."""
+    tensors = (torch.stack(alike) for alike in zip(*map(_Factor.tensors, factors), strict=True))
+    return list(zip(*factor_pairs(*tensors), strict=True))
 
 
 class _FixedFactor(nn.Module):
