@@ -47,17 +47,21 @@ INLINE float *sums_of(const squares *own, int64_t index) { return own->sums + in
 /* How many of `most` things there are from `first` on, of `all`. */
 INLINE int64_t left_of(int64_t all, int64_t first, int64_t most) { return all - first < most ? all - first : most; }
 
-/* All rows of panel `index` of a block that begins with panel `first`, for `tiles` tiles of tokens. */
-INLINE waiting all_of(const squares *own, int64_t tile, int64_t tiles, int64_t first, int64_t index) {
+/* All rows of panel `index` of a block that begins with panel `first`, for `tiles` tiles of tokens. Field by field: a copy of
+ * the whole would have to wait until each is written. */
+INLINE void wait_for(waiting *left, const squares *own, int64_t tile, int64_t tiles, int64_t first, int64_t index) {
     const multiply_task *task = own->task;
-    const int64_t start = tile * SIDE, output = (first + index) * PANEL;
-    return (waiting){.task = task,
-                     .side = side_of(own, index),
-                     .sums = sums_of(own, index),
-                     .rows = left_of(task->rows, start, tiles * SIDE),
-                     .first = start,
-                     .output = output,
-                     .outputs = left_of(task->outputs, output, PANEL)};
+    const int64_t start = tile * SIDE, output = (first + index) * PANEL, jump = index * own->jump;
+    left->task = task;
+    left->side.scale = own->side.scale + jump;
+    left->side.offset = own->side.offset + jump;
+    left->side.bias = own->side.bias + jump;
+    left->sums = sums_of(own, index);
+    left->row = 0;
+    left->rows = left_of(task->rows, start, tiles * SIDE);
+    left->first = start;
+    left->output = output;
+    left->outputs = left_of(task->outputs, output, PANEL);
 }
 
 /* Steps of the tokens of tiles [tile, tile + PAIR), tokens side by side; those beyond the last row are zeros. */
@@ -149,7 +153,7 @@ static void multiply_whole(const squares *own, int64_t tile, int64_t tiles, int6
                 add_squares(codes, weights, row, count, 0, 1, sums, &left, share);
             if (!last) continue;
             finish_some(1, 0, &left, left.rows);
-            left = all_of(own, tile, tiles, first, p);
+            wait_for(&left, own, tile, tiles, first, p);
         }
     }
     finish_some(1, 0, &left, left.rows);
@@ -225,7 +229,8 @@ INLINE void multiply_parts(const int scaled, const squares *own, int64_t tile, i
                               sums_of(own, b) + t * SIDE * PANEL + v * LANES);
         }
     for (int64_t b = 0; b < panels; b++) {
-        waiting left = all_of(own, tile, tiles, first, b);
+        waiting left;
+        wait_for(&left, own, tile, tiles, first, b);
         finish_some(0, scaled, &left, left.rows);
     }
 }
