@@ -30,14 +30,7 @@ INLINE void load(float *row, const void *x, int64_t at, int64_t columns, int64_t
     const uint16_t *narrow = (const uint16_t *)x + at;
     int64_t k = 0;
     for (; k + LANES <= columns; k += LANES) {
-        floats value;
-        if (dtype == FLOAT32) {
-            value = floats_at(wide + k);
-        } else {
-            shorts bits;
-            memcpy(&bits, narrow + k, sizeof bits);
-            value = (floats)(__builtin_convertvector(bits, words) << 16);
-        }
+        const floats value = dtype == FLOAT32 ? floats_at(wide + k) : widened_at(narrow + k);
         put_floats(row + k, channel ? value * floats_at(channel + k) : value);
     }
     for (; k < columns; k++) {
@@ -174,7 +167,7 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
     own->together = columns <= TOGETHER / TILE ? TILE : 1;
     own->height = row;
     const int64_t groups = (own->together * task->groups + 15) & ~(int64_t)15, rows = own->together * row;
-    own->stride = (columns + 15 + 63) & ~(int64_t)63;
+    own->stride = ((columns + 63) & ~(int64_t)63) + STEP;
     if (task->layout == SQUARES) own->stride = task->parts * squared(columns / task->parts) + STEP;
     const size_t size =
         (rows + 2 * fold + (task->left ? n2 * width : 0) + 5 * groups) * sizeof(float) + SIDE * own->stride;

@@ -53,6 +53,19 @@ INLINE floats floats_at(const float *from) {
     return value;
 }
 
+/* bfloat16 values. */
+INLINE floats widened_at(const uint16_t *from) {
+    shorts low;
+    memcpy(&low, from, sizeof low);
+#if LANES == 16
+    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)low), 16);
+#elif LANES == 8
+    return (floats)_mm256_slli_epi32(_mm256_cvtepu16_epi32((__m128i)low), 16);
+#else
+    return (floats)(__builtin_convertvector(low, words) << 16);
+#endif
+}
+
 INLINE void put_floats(float *to, floats value) { memcpy(to, &value, sizeof value); }
 
 INLINE ints all_ints(int32_t value) {

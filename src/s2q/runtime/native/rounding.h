@@ -118,73 +118,86 @@ INLINE __m512i codes_of(__m512 whole, __m512 more, __m512 smallest, __m512 large
     return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_add_ps(whole, more), smallest), largest));
 }
 
-INLINE __m128i in_eights(__m512i codes, __m128i flip) {
-    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-    return _mm_shuffle_epi8(_mm_xor_si128(_mm512_cvtsepi32_epi8(codes), flip), order);
+/* 64 codes as bytes, all with `flip` flipped. Packing takes four of each vector in turn. */
+INLINE void put_eights(const __m512i codes[4], __m512i flip, int8_t *to) {
+    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+    const __m512i low = _mm512_packs_epi32(codes[0], codes[1]), high = _mm512_packs_epi32(codes[2], codes[3]);
+    const __m512i bytes = _mm512_permutexvar_epi32(turn, _mm512_packs_epi16(low, high));
+    _mm512_storeu_si512(to, _mm512_shuffle_epi8(_mm512_xor_si512(bytes, flip), order));
 }
 
-/* 64 codes of `bytes`, from their dividends' products with the reciprocal, if none of those is close to a half: else 0. */
-INLINE int round_bytes(const float *part, __m512 reciprocal, __m512i codes[4]) {
+/* 64 codes of `bytes`, from the products of their dividends with the reciprocal, if none of those is close to a half: else 0. */
+INLINE int round_bytes(const __m512 x[4], __m512 reciprocal, __m512i codes[4]) {
     enum { GREATER_MAGNITUDE = 11 };
     __m512 furthest = _mm512_setzero_ps();
     UNROLL
     for (int i = 0; i < 4; i++) {
-        const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(part + i * LANES), reciprocal);
+        const __m512 ratio = _mm512_mul_ps(x[i], reciprocal);
         codes[i] = _mm512_cvtps_epi32(ratio);
         furthest = _mm512_range_ps(furthest, _mm512_sub_ps(ratio, _mm512_cvtepi32_ps(codes[i])), GREATER_MAGNITUDE);
     }
     return !_mm512_cmp_ps_mask(furthest, _mm512_set1_ps(NEAR_HALF), _CMP_NLE_UQ);
 }
 
-/* `round_line` for an eightfold number of columns, eights in the order of tiles and every code with `flip` flipped; `line` is
- * written in sixteens. Returns the sum of the codes before that, if it is `summed`.
+typedef struct {
+    __m512 step, reciprocal, more, smallest, largest;
+    int bytes;
+} divisor;
+
+/* Codes of 64 values.
  *
  * A quotient below 400 and its dividend times the reciprocal differ by less than 1e-4, so they round to the same whole number
  * unless they lie that close to a half; only there, and where the reciprocal is not normal, is divided. Larger ones are clamped. */
-INLINE int32_t round_eights(const float *part, int64_t size, rounding how, int8_t flip, const int summed, int8_t *line) {
-    const __m512 step = _mm512_set1_ps(how.step), more = _mm512_set1_ps(how.offset - how.taken);
-    const __m512 smallest = _mm512_set1_ps(how.smallest - how.taken), largest = _mm512_set1_ps(how.largest - how.taken);
-    const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
-    const __m512 reciprocal = _mm512_set1_ps(inverse), half = _mm512_set1_ps(NEAR_HALF);
-    const __m128i flipped = _mm_set1_epi8(flip);
-    __m512i sum = _mm512_setzero_si512();
-    int64_t k = 0;
-    const int bytes = how.bytes && !isnan(inverse) && !summed;
-    for (; k + 4 * LANES <= size; k += 4 * LANES) {
-        __m512 whole[4];
-        __m512i saturated[4];
-        if (bytes && __builtin_expect(round_bytes(part + k, reciprocal, saturated), 1)) {
-            UNROLL
-            for (int i = 0; i < 4; i++)
-                _mm_storeu_si128((__m128i *)(line + k + i * LANES), in_eights(saturated[i], flipped));
-            continue;
-        }
-        __mmask16 close = 0;
-        UNROLL
-        for (int i = 0; i < 4; i++) {
-            const __m512 ratio = _mm512_mul_ps(_mm512_loadu_ps(part + k + i * LANES), reciprocal);
-            whole[i] = _mm512_roundscale_ps(ratio, 8);
-            close |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole[i])), half, _CMP_NLE_UQ);
-        }
-        if (close)
-            for (int i = 0; i < 4; i++)
-                whole[i] = _mm512_roundscale_ps(_mm512_div_ps(_mm512_loadu_ps(part + k + i * LANES), step), 8);
-        UNROLL
-        for (int i = 0; i < 4; i++) {
-            const __m512i codes = codes_of(whole[i], more, smallest, largest);
-            if (summed) sum = _mm512_add_epi32(sum, codes);
-            _mm_storeu_si128((__m128i *)(line + k + i * LANES), in_eights(codes, flipped));
-        }
+INLINE void round_four(const __m512 x[4], const divisor *by, __m512i codes[4]) {
+    if (by->bytes && __builtin_expect(round_bytes(x, by->reciprocal, codes), 1)) return;
+    const __m512 half = _mm512_set1_ps(NEAR_HALF);
+    __m512 whole[4];
+    __mmask16 close = 0;
+    UNROLL
+    for (int i = 0; i < 4; i++) {
+        const __m512 ratio = _mm512_mul_ps(x[i], by->reciprocal);
+        whole[i] = _mm512_roundscale_ps(ratio, 8);
+        close |= _mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole[i])), half, _CMP_NLE_UQ);
     }
-    for (; k < size; k += LANES) {
-        const __mmask16 own = first_lanes(size - k);
-        const __m512 x = _mm512_maskz_loadu_ps(own, part + k), ratio = _mm512_mul_ps(x, reciprocal);
-        __m512 whole = _mm512_roundscale_ps(ratio, 8);
-        if (_mm512_cmp_ps_mask(_mm512_abs_ps(_mm512_sub_ps(ratio, whole)), half, _CMP_NLE_UQ))
-            whole = _mm512_roundscale_ps(_mm512_div_ps(x, step), 8);
-        const __m512i codes = codes_of(whole, more, smallest, largest);
-        if (summed) sum = _mm512_mask_add_epi32(sum, own, sum, codes);
-        _mm_storeu_si128((__m128i *)(line + k), in_eights(codes, flipped));
+    if (close)
+        for (int i = 0; i < 4; i++) whole[i] = _mm512_roundscale_ps(_mm512_div_ps(x[i], by->step), 8);
+    UNROLL
+    for (int i = 0; i < 4; i++) codes[i] = codes_of(whole[i], by->more, by->smallest, by->largest);
+}
+
+/* `round_line` for an eightfold number of columns, eights in the order of tiles and every code with `flip` flipped; `line` is
+ * written in sixty-fours. Returns the sum of the codes before that, if it is `summed`. */
+INLINE int32_t round_eights(const float *part, int64_t size, rounding how, int8_t flip, const int summed, int8_t *line) {
+    const float inverse = how.step > 1e-30f && how.step < 1e30f ? 1.0f / how.step : NAN;
+    const divisor by = {.step = _mm512_set1_ps(how.step), .reciprocal = _mm512_set1_ps(inverse),
+                        .more = _mm512_set1_ps(how.offset - how.taken),
+                        .smallest = _mm512_set1_ps(how.smallest - how.taken),
+                        .largest = _mm512_set1_ps(how.largest - how.taken),
+                        .bytes = how.bytes && !isnan(inverse) && !summed};
+    const __m512i flipped = _mm512_set1_epi8(flip);
+    __m512i sum = _mm512_setzero_si512(), codes[4];
+    __m512 x[4];
+    int64_t k = 0;
+    for (; k + 4 * LANES <= size; k += 4 * LANES) {
+        UNROLL
+        for (int i = 0; i < 4; i++) x[i] = _mm512_loadu_ps(part + k + i * LANES);
+        round_four(x, &by, codes);
+        UNROLL
+        for (int i = 0; summed && i < 4; i++) sum = _mm512_add_epi32(sum, codes[i]);
+        put_eights(codes, flipped, line + k);
+    }
+    if (k < size) {
+        __mmask16 own[4];
+        UNROLL
+        for (int i = 0; i < 4; i++) {
+            own[i] = size > k + i * LANES ? first_lanes(size - k - i * LANES) : 0;
+            x[i] = _mm512_maskz_loadu_ps(own[i], part + k + i * LANES);
+        }
+        round_four(x, &by, codes);
+        UNROLL
+        for (int i = 0; summed && i < 4; i++) sum = _mm512_mask_add_epi32(sum, own[i], sum, codes[i]);
+        put_eights(codes, flipped, line + k);
     }
     return summed ? _mm512_reduce_add_epi32(sum) : 0;
 }
