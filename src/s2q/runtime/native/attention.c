@@ -44,16 +44,21 @@ static int fill_bias(const struct attention *a, struct tile *t, int64_t head, in
     if (a->mask_kind == NO_MASK && start + KEYS <= a->keys) return PLAIN;
     for (int64_t j = 0; j < KEYS; j++) {
         float *lanes = (float *)t->bias[j];
-        const int real = start + j < a->keys;
-        float value = real ? 0.0f : -INFINITY;
-        for (int64_t i = 0; i < QUERIES; i++) {
-            if (real && a->mask_kind != NO_MASK && i < rows && (i == 0 || stride[2]))
-                value = bias_at(a, at + i * stride[2] + (start + j) * stride[3]);
+        const int real = start + j < a->keys, masked = real && a->mask_kind != NO_MASK;
+        const int64_t place = at + (start + j) * stride[3];
+        float value = !real ? -INFINITY : masked ? bias_at(a, place) : 0.0f;
+        /* Mostly all queries see a key alike. */
+        const int64_t own = masked && stride[2] ? rows : 1;
+        for (int64_t i = 0; i < own; i++) {
+            if (i) value = bias_at(a, place + i * stride[2]);
             lanes[i] = value;
             plain &= value == 0.0f;
             unseen &= value == -INFINITY;
             if (!(value <= 3.402823466e38f)) ((float *)t->poison)[i] = NAN;
         }
+        for (int64_t i = own; i < QUERIES; i++) lanes[i] = value;
+        if (own == 1 && !(value <= 3.402823466e38f))
+            for (int w = 0; w < WIDE; w++) t->poison[w] = (floats){0} + NAN;
     }
     return plain ? PLAIN : unseen ? UNSEEN : BIASED;
 }
