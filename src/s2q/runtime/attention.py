@@ -21,14 +21,16 @@ from s2q.runtime.native import attention as native
 _NAMES = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 
 
-@torch.library.custom_op("s2q::int8_attention", mutates_args=())
-def _int8_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _compute(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """`s2q.runtime.attention_reference.int8_attention`, by native code where there is some."""
     centre = attention_reference.means(key, value)
     if native.why_not() is None:
         return native.int8_attention(query, key, value, mask, scale, centre)
     out = attention_reference.int8_attention(query, key, value, mask, scale, centre)
     return out.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+_int8_attention = torch.library.custom_op("s2q::int8_attention", _compute, mutates_args=())
 
 
 @_int8_attention.register_fake
@@ -86,7 +88,9 @@ class _Mode(TorchFunctionMode):
         self._owner.computed += 1
         query, scale = named["query"], named.get("scale")
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return _int8_attention(query, named["key"], named["value"], named.get("attn_mask"), scale)
+        # An operator's own way takes as long as the attention of a small model: it is for tracing.
+        compute = _int8_attention if torch.compiler.is_compiling() else _compute
+        return compute(query, named["key"], named["value"], named.get("attn_mask"), scale)
 
 
 class _Entered(threading.local):
