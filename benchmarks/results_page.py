@@ -20,7 +20,8 @@ import speed_tables
 
 RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
-SPEED = {name: getattr(speed_tables, name) for name in ("linear", "efficiency", "blocks", "clip", "growth", "peers")}
+KINDS = ("linear", "efficiency", "blocks", "clip", "growth", "peers", "learning")
+SPEED = {name: getattr(speed_tables, name) for name in KINDS}
 PLACE = re.compile(
     rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|generalisation|shorter|{'|'.join(SPEED)}) -->\n.*?<!-- end -->",
     re.DOTALL,

@@ -135,3 +135,20 @@ def clip(made: Mapping[str, Any]) -> str:
         for name, row in study["rows"].items()
     ]
     return f"{_lines(heads, rows)}\n\n{made['bits']}, {_threads(made)}, {made['capability']}. `{made['command']}`\n"
+
+
+def learning(made: Mapping[str, Any]) -> str:
+    """A step of learning, native code against plain torch."""
+    heads = ["block", "tokens", "recipe", "seconds in plain torch", "natively", "×"]
+    rows = [
+        [
+            row["model"],
+            f"{row['tokens']:,}",
+            recipe,
+            *(f"{row['median_seconds'][f'{recipe}, {backend}']:.3f}" for backend in ("plain torch", "native")),
+            f"{ratio:.2f}",
+        ]
+        for row in made["rows"]
+        for recipe, ratio in row["ratios"].items()
+    ]
+    return f"{_lines(heads, rows)}\n\n{_threads(made)}, {made['instruction_set']}. `{made['command']}`\n"

@@ -69,7 +69,7 @@ def learn(
         on_step: called after each optimisation step.
     """
     optim = recipe.optim
-    gradients = _Gradients(simulated, family, recipe)
+    gradients = Gradients(simulated, family, recipe)
     # No weight decay: it would pull scales, angles and clips to arbitrary places, not to simpler ones.
     optimizer = torch.optim.AdamW(_parameter_groups(simulated, optim), weight_decay=0.0, fused=True)
     # Samples may be made when they are asked for: of batches of one, nobody needs to know the kinds.
@@ -90,8 +90,8 @@ def learn(
             on_step()
 
 
-class _Gradients:
-    """Of what a simulated block learns."""
+class Gradients:
+    """Gradients of what a simulated block learns."""
 
     def __init__(self, simulated: nn.Module, family: Family, recipe: Recipe):
         self.simulated, self.family, self.recipe = simulated, family, recipe
