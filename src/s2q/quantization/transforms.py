@@ -164,16 +164,16 @@ class SharedTransform(nn.Module):
 
     def on_weight(self, weight: Tensor, grid: Grid | None = None, clip: Tensor | float = 1.0) -> Tensor:
         """The inverse transform of a weight's columns, [N, K] → [N, K], so that x̂ ŵᵀ = x wᵀ; rounded if there is a grid."""
-        left = right = None
-        if self.left is not None:
-            (_, left), (_, right) = self._matrices()
-        return prepare(weight, Mixing(self._scale(), True, left, right, self.hadamard), grid, clip)
+        return prepare(weight, self._mixing(of_weight=True), grid, clip)
 
     def _on_input(self, x: Tensor, grid: Grid | None = None, clip: Tensor | float = 1.0) -> Tensor:
+        return prepare(x.float(), self._mixing(of_weight=False), grid, clip)
+
+    def _mixing(self, of_weight: bool) -> Mixing:
         left = right = None
         if self.left is not None:
-            (left, _), (right, _) = self._matrices()
-        return prepare(x.float(), Mixing(self._scale(), False, left, right, self.hadamard), grid, clip)
+            left, right = (pair[of_weight] for pair in self._matrices())
+        return Mixing(self._scale(), of_weight, left, right, self.hadamard)
 
     def _matrices(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(P1, P1⁻ᵀ), (P2, P2⁻ᵀ), made once between two calls of `forget`: several linears need them."""
