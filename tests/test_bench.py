@@ -71,7 +71,7 @@ def test_ops_alone_tells_who_computes_each_shape_and_scheme_and_times_nothing(tm
 
 
 def test_who_was_asked_before_and_why_it_declined_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_load", lambda: "not built")
+    monkeypatch.setattr(library, "load", lambda: "not built")
     dispatch._choose.cache_clear()
     try:
         told = bench.backends(64, 64, 16, 4, 6, "cpu")

@@ -99,24 +99,24 @@ def test_calibration_that_runs_out_of_memory_in_every_step_has_the_same_gradient
     recipe = cheap("s2q_vdit", "W4A6", "optim.epochs=2", change, "optim.batch_size=2")
     whole = quantize(opened, recipe, tmp_path / "whole", prompts=PROMPTS)
     gradients: list[list[Tensor]] = []
-    differentiate = learn._differentiate
+    find = learn.Gradients.find
 
-    def kept(simulated: Any, family: Any, recipe: Any, batch: Any, progress: float) -> None:
+    def kept(self: learn.Gradients, batch: Any, progress: float) -> None:
         """Both ways at the same parameters: Adam would make much of their last bits."""
         both = []
         for short in (False, True):
             with monkeypatch.context() as patch:
                 if short:
                     patch.setattr(learn, "replay", tight)
-                differentiate(simulated, family, recipe, batch, progress)
-            parameters = [p for transform in learn.transforms_of(simulated) for p in transform.parameters()]
+                find(self, batch, progress)
+            parameters = [p for transform in self.transforms for p in transform.parameters()]
             both.append(torch.cat([p.grad.flatten() for p in parameters if p.grad is not None]))
         gradients.append(both)
 
     hits: list[int] = []
     most = 2 if "guided" in change else 1  # pairs stay together
     tight = limited(replay, lambda block, family, states, sides: len(states["hidden_states"]), most, hits)
-    monkeypatch.setattr(learn, "_differentiate", kept)
+    monkeypatch.setattr(learn.Gradients, "find", kept)
     accumulate = limited(block.accumulate_hessian, lambda hessian, x: len(x), 7, hits)
     monkeypatch.setattr(block, "accumulate_hessian", accumulate)
     parts = quantize(opened, recipe, tmp_path / "parts", prompts=PROMPTS)
