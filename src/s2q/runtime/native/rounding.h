@@ -112,13 +112,14 @@ INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t r
 /* A quotient this far from a whole number may be a half. */
 #define NEAR_HALF 0.4999f
 
-/* Sixteen codes from their whole quotients; eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). */
+/* Sixteen codes from their whole quotients. */
 INLINE __m512i codes_of(__m512 whole, __m512 more, __m512 smallest, __m512 largest) {
     /* The second operand is the result where the first is NaN. */
     return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(_mm512_add_ps(whole, more), smallest), largest));
 }
 
-/* 64 codes as bytes, all with `flip` flipped. Packing takes four of each vector in turn. */
+/* 64 codes as bytes, all with `flip` flipped, eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). Packing takes four of each vector
+ * in turn. */
 INLINE void put_eights(const __m512i codes[4], __m512i flip, int8_t *to) {
     const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __m512i order = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
