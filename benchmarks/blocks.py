@@ -9,25 +9,20 @@ on tensors of the same shape.
 """
 
 import argparse
-import platform
-import shlex
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from study import add_options, write
 from torch import Tensor, nn
 
 from s2q import int8_attention
 from s2q.bench import interleaved
 from s2q.random_model import random_model
 from s2q.recipes import get_recipe
-from s2q.runtime.native.library import instruction_set
-from s2q.storage import write_json
 
 # Heads, channels of a head; all have as many text tokens, but for the demo.
 MODELS = {"CogVideoX-2B": (30, 64, 226), "CogVideoX-5B": (48, 64, 226), "demo": (5, 32, 16)}
@@ -92,9 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--dtypes", choices=KINDS, nargs="+", default=list(KINDS), help="of the tokens, and of what is not packed"
     )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, help="write the JSON here")
+    add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
@@ -103,16 +96,7 @@ def main() -> None:
         rows.append(row)
         print(f"{row['model']}, {tokens} video tokens: " + ", ".join(f"{k} {v:.2f}×" for k, v in row["ratios"].items()))
         print("  share of attention: " + ", ".join(f"{k} {v:.0%}" for k, v in row["attention_share"].items()))
-    made = {
-        "command": "python " + shlex.join(sys.argv),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "device": platform.machine(),
-        "instruction_set": instruction_set(),
-        "rows": rows,
-    }
-    if arguments.results:
-        write_json(arguments.results, made)
+    write(arguments, rows)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ all its gradients, of one sample of two guidance branches. All candidates take t
 
 import argparse
 import os
-import shlex
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +17,7 @@ import torch
 from blocks import MODELS
 from diffusers import CogVideoXTransformer3DModel
 from efficiency import inputs
+from study import add_options, write
 
 from s2q.bench import interleaved
 from s2q.models.blocks import joined_tokens, record_calls, replay
@@ -29,8 +27,6 @@ from s2q.quantization.objective import BlockSample
 from s2q.quantization.schemes import groups_for
 from s2q.quantization.simulate import simulate
 from s2q.recipes import get_recipe
-from s2q.runtime.native.library import instruction_set
-from s2q.storage import write_json
 
 RECIPES = ("s2q_vdit W4A6", "s2q_plus W4A6", "s2q_plus W4A8")
 BACKENDS = {"native": "", "plain torch": "torch"}
@@ -70,24 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, nargs="+", default=["demo", "CogVideoX-2B"])
     parser.add_argument("--latent", type=int, nargs=3, default=(1, 16, 28), metavar=("FRAMES", "HEIGHT", "WIDTH"))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--results", type=Path, help="write the JSON here")
+    add_options(parser)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
     for model in arguments.model:
         rows.append(measure(model, tuple(arguments.latent), arguments.repeats))
         print(f"{model}: " + ", ".join(f"{name} {ratio:.2f}×" for name, ratio in rows[-1]["ratios"].items()))
-    made = {
-        "command": "python " + shlex.join(sys.argv),
-        "threads": arguments.threads,
-        "torch": torch.__version__,
-        "instruction_set": instruction_set(),
-        "rows": rows,
-    }
-    if arguments.results:
-        write_json(arguments.results, made)
+    write(arguments, rows)
 
 
 if __name__ == "__main__":

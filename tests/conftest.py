@@ -3,7 +3,7 @@
 import environment  # noqa: F401
 
 # isort: split
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from s2q.calibration.trajectory import TrajectoryStore
 from s2q.models.pipelines import OpenPipeline, open_pipeline
 from s2q.reproducible import ask_for_the_same_bits
 from s2q.run import Quantized, quantize
+from s2q.runtime.native import library
 
 ask_for_the_same_bits()  # as the command line does; MKL reads it at its first product
 
@@ -24,6 +25,15 @@ ask_for_the_same_bits()  # as the command line does; MKL reads it at its first p
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny pipeline; tests must not change it."""
     return make_pipeline(tmp_path_factory.mktemp("tiny") / "pipeline")
+
+
+@pytest.fixture(params=library.instruction_sets())
+def each_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each instruction set of this machine in turn, the native code demanded."""
+    monkeypatch.setenv("S2Q_BACKEND", "native")
+    library.use(request.param)
+    yield request.param
+    library.use(None)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The passes of learning are those of plain torch, on every instruction set of this machine."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,15 +17,6 @@ pytestmark = pytest.mark.skipif(not SETS, reason="s2q was installed without a C 
 # The instruction set is the test's, not the example's.
 some = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 KINDS = ["normal", "zeros", "ties", "outlier", "tiny", "denormal", "positive"]
-
-
-@pytest.fixture(params=SETS)
-def each_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each instruction set of this machine in turn."""
-    monkeypatch.delenv("S2Q_BACKEND", raising=False)
-    library.use(request.param)
-    yield request.param
-    library.use(None)
 
 
 def both_ways(

@@ -1,7 +1,5 @@
 """The native code gives the bits of the definition, on every instruction set and kind of row, or says why it is not used."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from awkward import rows
@@ -27,15 +25,6 @@ kinds = st.sampled_from([torch.float32, torch.bfloat16])
 # The instruction set is the test's, not the example's.
 many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 NATIVE = backend.NativeBackend()
-
-
-@pytest.fixture(params=SETS)
-def each_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Each instruction set of this machine in turn, the native code demanded."""
-    monkeypatch.setenv("S2Q_BACKEND", "native")
-    library.use(request.param)
-    yield request.param
-    library.use(None)
 
 
 def asked(x: Tensor, acts: ActFormat, outputs: int = 1, **more) -> Problem:

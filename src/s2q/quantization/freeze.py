@@ -4,11 +4,10 @@ import torch
 from torch import Tensor
 
 from s2q.numerics.gptq import HessianFactor, gptq_round, gptq_search
-from s2q.numerics.hadamard import hadamard_blocks
-from s2q.numerics.kronecker import kronecker_apply
 from s2q.numerics.packing import pack
 from s2q.numerics.quantizer import quantize
 from s2q.quantization.layer import SimulatedLinear
+from s2q.quantization.passes import Mixing, prepare
 from s2q.runtime.reference import STORED, InputTransform
 
 
@@ -22,13 +21,11 @@ def frozen_transform(linear: SimulatedLinear) -> InputTransform:
 @torch.no_grad()
 def fold(weight: Tensor, transform: InputTransform) -> Tensor:
     """The weight that makes up for `transform` exactly as stored: float64 [N, K], inverses taken in float64."""
-    weight = weight.double()
-    if transform.scale is not None:
-        weight = weight / transform.scale.double()
+    scale = None if transform.scale is None else transform.scale.double()
+    left = right = None
     if transform.left is not None:
-        inverses = (torch.linalg.inv(factor.double()).mT for factor in (transform.left, transform.right))
-        weight = kronecker_apply(weight, *inverses)
-    return hadamard_blocks(weight, transform.hadamard) if transform.hadamard else weight
+        left, right = (torch.linalg.inv(factor.double()).mT for factor in (transform.left, transform.right))
+    return prepare(weight.double(), Mixing(scale, True, left, right, transform.hadamard))
 
 
 @torch.no_grad()

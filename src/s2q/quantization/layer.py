@@ -122,6 +122,7 @@ class SimulatedLinear(nn.Module):
         weight = None if learning else self._settled
         if weight is None:
             weight = self._transformed_and_rounded()
+        # Looked at first: assigning to a module takes longer than some of its passes.
         if self._settled is not (None if learning else weight):
             self._settled = None if learning else weight
         return weight

@@ -37,7 +37,7 @@ class _Factor(nn.Module):
 
     def __init__(self, size: int, generator: torch.Generator):
         super().__init__()
-        # U and V in one tensor: their Cayley maps are one batched solve.
+        # U and V in one tensor: their Cayley maps are one batch.
         self.register_buffer("base", torch.stack([random_orthogonal(size, generator) for _ in range(2)]))
         self.skew = nn.Parameter(torch.zeros(2, size, size))
         self.log_sigma = nn.Parameter(torch.zeros(size))

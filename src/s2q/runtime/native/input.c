@@ -162,7 +162,7 @@ static void into_squares(int8_t *lines, int64_t stride, int64_t parts, int64_t l
 
 static int prepare(const quantize_task *task, workspace *own, void **whole) {
     const int64_t columns = task->columns, n1 = task->n1, n2 = task->n2;
-    const int64_t width = (n2 + LANES - 1) / LANES * LANES, fold = task->left ? n1 * width : 0;
+    const int64_t width = in_vectors(n2), fold = task->left ? n1 * width : 0;
     const int64_t row = (columns + 15) & ~(int64_t)15;
     own->together = columns <= TOGETHER / TILE ? TILE : 1;
     own->height = row;

@@ -135,6 +135,9 @@ INLINE int64_t tile_start(int64_t rows, int64_t tile, int64_t index) {
     return tiles ? index * (rows / tiles) + (index < more ? index : more) : 0;
 }
 
+/* Floats of a row in whole vectors. */
+INLINE int64_t in_vectors(int64_t columns) { return (columns + LANES - 1) / LANES * LANES; }
+
 /* Columns of a group in squares, the rest zeros. */
 INLINE int64_t squared(int64_t columns) { return (columns + STEP - 1) / STEP * STEP; }
 

@@ -16,7 +16,7 @@ typedef struct {
 } folds;
 
 static int open_folds(folds *own, int64_t n1, int64_t n2, int64_t buffers, int64_t more) {
-    own->n1 = n1, own->n2 = n2, own->width = (n2 + LANES - 1) / LANES * LANES;
+    own->n1 = n1, own->n2 = n2, own->width = in_vectors(n2);
     own->together = TOGETHER / (n1 * own->width) + 1;
     /* Zeros, and so they stay beyond the last column. */
     own->next = own->memory = calloc(buffers * own->together * n1 * own->width + more, sizeof(float));
@@ -56,7 +56,7 @@ INLINE void times_left(const folds *own, const float *matrix, const int turned, 
 int NAMED(s2q_kronecker, SET)(const float *x, int64_t rows, int64_t n1, int64_t n2, const float *left, const float *right,
                               float *out) {
     folds own;
-    if (open_folds(&own, n1, n2, 3, n2 * ((n2 + LANES - 1) / LANES * LANES))) return 1;
+    if (open_folds(&own, n1, n2, 3, n2 * in_vectors(n2))) return 1;
     float *folded = buffer(&own), *middle = buffer(&own), *made = buffer(&own);
     right = spread(&own, right, n2, own.next);
     for (int64_t m = 0; m < rows; m += own.together) {
@@ -120,7 +120,7 @@ static void all_line_dots(const folds *own, const float *one, const float *other
 int NAMED(s2q_kronecker_back, SET)(const float *gradient, const float *x, int64_t rows, int64_t n1, int64_t n2,
                                    const float *left, const float *right, float *to_x, float *to_left, float *to_right) {
     folds own;
-    const int64_t square = n2 * ((n2 + LANES - 1) / LANES * LANES);
+    const int64_t square = n2 * in_vectors(n2);
     if (open_folds(&own, n1, n2, 5, 4 * square + n1 * n1 * LANES)) return 1;
     float *folded = buffer(&own), *above = buffer(&own), *middle = buffer(&own), *behind = buffer(&own), *made = buffer(&own);
     float *sums = taken(&own, n1 * n1 * LANES), *part = taken(&own, square), *total = taken(&own, square);
