@@ -10,6 +10,9 @@ from torch import Tensor
 
 from s2q.numerics.quantizer import integer_range
 
+# Codes that are unpacked at a time, so that each pass over them finds them in the cache.
+SOME_CODES = 1 << 20
+
 
 def packed_width(columns: int, bits: int) -> int:
     """Number of int32 words that hold one row of `columns` codes of `bits` bits."""
@@ -59,11 +62,21 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
     if bits == 8:
         return (data[:, :columns] ^ 0x80).view(torch.int8).contiguous()
     if bits == 4:
-        # Subtracting the offset wraps in uint8, which read as int8 is the signed code.
-        both = torch.stack((data & 15, data >> 4), dim=-1).sub_(8)
-        return both.view(rows, -1).view(torch.int8)[:, :columns].contiguous()
+        out = torch.empty(rows, 2 * data.shape[1], dtype=torch.int8, device=words.device)
+        return unpack_nibbles(words, out)[:, :columns].contiguous()
     shifts = torch.arange(8, dtype=torch.uint8, device=words.device)
     stream = ((data.unsqueeze(-1) >> shifts) & 1).view(rows, -1)[:, : columns * bits]
     weights = 1 << torch.arange(bits, dtype=torch.uint8, device=words.device)
     unsigned = (stream.reshape(rows, columns, bits) * weights).sum(-1, dtype=torch.uint8)
     return (unsigned.to(torch.int16) + smallest).to(torch.int8)
+
+
+def unpack_nibbles(words: Tensor, out: Tensor) -> Tensor:
+    """Whole words of 4-bit codes, int32 [N, K/8], into `out`, int8 [N, K] contiguous, which is returned."""
+    data, some = words.contiguous().view(torch.uint8), max(1, SOME_CODES // out.shape[1])
+    for packed, codes in zip(data.split(some), out.split(some), strict=True):
+        # A byte's nibbles become the two bytes of a pair, the lower one first.
+        pairs = codes.view(torch.int16).copy_(packed)
+        pairs.bitwise_or_(pairs << 4).bitwise_and_(0x0F0F)
+        codes.sub_(8)
+    return out

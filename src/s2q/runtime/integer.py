@@ -1,17 +1,15 @@
 """The backend through `torch._int_mm`, on every device: in chunks of rows, from weights that stay packed.
 
-Weights are unpacked at each call into a scratch tensor that lives only for that call; 4-bit weights are unpacked into
-two halves (even columns, odd columns), which costs a tenth of interleaving them, and the activations' codes are
-written in the same order. The order of the columns does not change the sum, so results equal
-`s2q.runtime.reference` bit for bit.
+Weights are unpacked at each call into a scratch tensor that lives only for that call. Results equal `s2q.runtime.reference`
+bit for bit.
 """
 
 import torch
 from torch import Tensor
 
-from s2q.numerics.packing import unpack
+from s2q.numerics.packing import unpack, unpack_nibbles
 from s2q.numerics.parts import height
-from s2q.numerics.quantizer import dequantize, integer_range, quantize
+from s2q.numerics.quantizer import dequantize, quantize
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library as native
 from s2q.runtime.native.backend import quantize_rows
@@ -41,11 +39,6 @@ CUDA_MIN_ROWS = 17
 MIN_COLUMNS = 8
 
 
-def in_halves(bits: int, columns: int, groups: int) -> bool:
-    """Whether codes stand as (even columns, odd columns) instead of in their natural order."""
-    return bits == 4 and columns % 8 == 0 and groups == 1
-
-
 def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: int) -> str | None:
     """None if `torch._int_mm` computes this product exactly, else the reason why not."""
     if columns < MIN_COLUMNS:
@@ -60,18 +53,12 @@ def why_not_int_mm(device: torch.device, weight_bits: int, rows: int, columns: i
     return None
 
 
-def unpack_weight(packed: Tensor, bits: int, columns: int, halves: bool) -> Tensor:
-    """int32 [N, words] → int8 [N, K], columns in the order of `in_halves`."""
-    if not halves:
+def unpack_weight(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """int32 [N, words] → int8 [N, K], on a CPU maybe a scratch tensor."""
+    if bits != 4 or columns % 8 or packed.device.type != "cpu":
         return unpack(packed, bits, columns)
-    if native.why_not(packed.device, torch.float32) is None:
-        return native.unpack_halves(packed, scratch("weight", (packed.shape[0], columns), torch.int8))
-    data = packed.contiguous().view(torch.uint8)
-    out = torch.empty(data.shape[0], 2, columns // 2, dtype=torch.uint8, device=packed.device)
-    torch.bitwise_and(data, 15, out=out[:, 0])
-    torch.bitwise_right_shift(data, 4, out=out[:, 1])
-    # Offset binary to two's complement: the subtraction wraps in uint8 to the signed code's bits.
-    return out.sub_(8).view(torch.int8).view(-1, columns)
+    out = scratch("weight", (packed.shape[0], columns), torch.int8)
+    return (unpack_nibbles if native.why_not(packed.device, torch.float32) else native.unpack_nibbles)(packed, out)
 
 
 class TorchBackend:
@@ -96,22 +83,16 @@ class TorchBackend:
         return None
 
     def quantize_input(self, x: Tensor, transform: InputTransform, problem: Problem) -> QuantizedInput:
-        """`reference.quantize_input` with the codes in the order of `in_halves`."""
+        """`reference.quantize_input`, some rows at a time."""
         keep = problem.low_rank > 0 and not problem.low_rank_on_codes
-        halves = in_halves(problem.weight_bits, problem.columns, problem.groups)
-        own = self.name if halves else None
         if native.why_not(x.device, x.dtype) is None:
-            layout = native.HALVES if halves else native.NATURAL
-            return quantize_rows(x, transform, problem, layout, keep)._replace(backend=own)
-        parts = [_quantize(part, transform, problem.acts, halves, keep) for part in x.split(height(x))]
-        codes, scale, zero, values = (None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True))
-        return QuantizedInput(codes, scale, zero, values, backend=own)
+            return quantize_rows(x, transform, problem, keep)
+        parts = [_quantize(part, transform, problem.acts, keep) for part in x.split(height(x))]
+        return QuantizedInput(*(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)))
 
     def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
-        """Out of the order of halves."""
-        rows, columns = inputs.codes.shape
-        codes = inputs.codes.view(rows, 2, columns // 2).mT.reshape(rows, columns)
-        return inputs._replace(codes=codes, backend=None)
+        """As they are: it has no order of its own."""
+        return inputs
 
     def multiply(
         self,
@@ -123,8 +104,7 @@ class TorchBackend:
     ) -> Tensor:
         """One product for each group, its sums scaled, branch and bias added, in chunks of rows."""
         rows, columns = inputs.codes.shape
-        halves = inputs.backend == self.name
-        codes = unpack_weight(weight.packed, weight.bits, columns, halves)
+        codes = unpack_weight(weight.packed, weight.bits, columns)
         zero = weight.zero
         # The difference fits seven bits, which no int8 product saturates with, and nothing is left to correct.
         if zero is not None and weight.bits < 7:
@@ -136,8 +116,7 @@ class TorchBackend:
         product = integer_product if declined else _int_mm
         middle = None
         if low_rank is not None:
-            plain = self.natural(inputs, problem) if halves and low_rank.on_codes else inputs
-            middle = low_rank_input(plain, low_rank)
+            middle = low_rank_input(inputs, low_rank)
             up = low_rank.up.float().mT
 
         out = torch.empty(rows, codes.shape[0], dtype=problem.dtype, device=codes.device)
@@ -159,23 +138,10 @@ class TorchBackend:
         return out
 
 
-def _quantize(
-    x: Tensor, transform: InputTransform, acts: ActFormat, halves: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Codes, step sizes, zero points, and to keep x̂, of some tokens."""
+def _quantize(x: Tensor, transform: InputTransform, acts: ActFormat, keep: bool) -> QuantizedInput:
     values = transform_input(x, transform)
     scale, zero = input_grid(values, transform, acts)
-    kept = values if keep else None
-    if not halves:
-        return quantize(values, scale, acts.bits, zero), scale, zero, kept
-    smallest, largest = integer_range(acts.bits)
-    # A fresh tensor, so that the caller's is never changed; divided by, not multiplied with a reciprocal, as defined.
-    ratio = (values / scale).round_()
-    ratio = (ratio if zero is None else ratio.add_(zero)).clamp_(smallest, largest)
-    rows, columns = ratio.shape
-    codes = torch.empty(rows, 2, columns // 2, dtype=torch.int8, device=x.device)
-    codes.copy_(ratio.view(rows, columns // 2, 2).mT)
-    return codes.view(rows, columns), scale, zero, kept
+    return QuantizedInput(quantize(values, scale, acts.bits, zero), scale, zero, values if keep else None)
 
 
 def _finished(y: Tensor, branch: Tensor | None, bias: Tensor | None, gelu: bool) -> Tensor:

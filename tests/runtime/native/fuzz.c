@@ -69,9 +69,10 @@ static int round_trip(void) {
     int failed = 0;
     for (int set = 0; s2q_set_name(set); set++) {
         s2q_use(s2q_set_name(set));
-        const int64_t layout = squares && !strcmp(s2q_set_name(set), "AMX") ? 4 : shifted ? 3 : 2;
-        const int64_t high = layout == 4 ? 16 : layout == 3 ? 6 : 8, tiles = (rows + high - 1) / high;
-        int8_t *codes = malloc(layout == 4 ? tiles * 16 * parts * ((length + 63) / 64 * 64) : rows * wide);
+        const int64_t layout = squares && !strcmp(s2q_set_name(set), "AMX") ? SQUARES : shifted ? SHIFTED : TILES;
+        const int64_t high = layout == SQUARES ? SIDE : layout == SHIFTED ? SHIFTED_TILE : TILE;
+        const int64_t tiles = (rows + high - 1) / high;
+        int8_t *codes = malloc(layout == SQUARES ? tiles * SIDE * parts * ((length + STEP - 1) / STEP * STEP) : rows * wide);
         float *scale = malloc(rows * groups * 4), *zero = malloc(rows * groups * 4), *values = malloc(rows * columns * 4);
         int32_t *sums = malloc(rows * parts * 4);
         void *out = malloc(rows * outputs * size);

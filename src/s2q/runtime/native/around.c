@@ -4,16 +4,11 @@
  */
 #include "lanes.h"
 
-/* Offset-binary nibbles [rows, columns / 2] to int8 [rows, columns] as (even columns, odd columns). */
-void NAMED(s2q_unpack_halves, SET)(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
-    const int64_t half = columns / 2;
-    for (int64_t n = 0; n < rows; n++) {
-        const uint8_t *in = packed + n * half;
-        int8_t *low = codes + n * columns, *high = low + half;
-        for (int64_t k = 0; k < half; k++) {
-            low[k] = (int8_t)((in[k] & 15) - 8);
-            high[k] = (int8_t)((in[k] >> 4) - 8);
-        }
+/* Offset-binary nibbles [rows, columns / 2], the lower one first, to int8 [rows, columns]. */
+void NAMED(s2q_unpack_nibbles, SET)(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
+    for (int64_t i = 0; i < rows * columns / 2; i++) {
+        codes[2 * i] = (int8_t)((packed[i] & 15) - 8);
+        codes[2 * i + 1] = (int8_t)((packed[i] >> 4) - 8);
     }
 }
 

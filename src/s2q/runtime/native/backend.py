@@ -9,7 +9,7 @@ from torch import Tensor
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library
 from s2q.runtime.native.layout import first_row, from_tiles, in_squares, plan_of, to_tiles
-from s2q.runtime.native.library import ELEVEN, KINDS, TEN, TILE, TILES, address
+from s2q.runtime.native.library import ELEVEN, KINDS, NATURAL, TEN, TILE, TILES, address
 from s2q.runtime.reference import InputTransform, LowRank, QuantizedInput, low_rank_input
 
 # Values of the branch's output [M, N] that are made at a time.
@@ -26,17 +26,15 @@ class TiledInput(NamedTuple):
     backend: str = "native"
 
 
-def quantize_rows(
-    x: Tensor, transform: InputTransform, problem: Problem, layout: int, keep_values: bool = False
-) -> QuantizedInput:
-    """x [M, K] float32 or bfloat16, transformed and quantized, codes in the order `NATURAL` or `HALVES`."""
+def quantize_rows(x: Tensor, transform: InputTransform, problem: Problem, keep_values: bool = False) -> QuantizedInput:
+    """x [M, K] float32 or bfloat16, transformed and quantized, codes in their natural order."""
     rows, columns = x.shape
     groups = problem.acts.groups
     scale = torch.empty(rows, groups)
     zero = None if problem.acts.symmetric else torch.empty(rows, groups)
     values = torch.empty(rows, columns) if keep_values else None
     codes = torch.empty(rows, columns, dtype=torch.int8)
-    _quantize(x, transform, problem, layout, address(codes), address(scale), address(zero), 0, address(values))
+    _quantize(x, transform, problem, NATURAL, address(codes), address(scale), address(zero), 0, address(values))
     return QuantizedInput(codes, scale, zero, values)
 
 

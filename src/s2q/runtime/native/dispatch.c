@@ -14,7 +14,7 @@ typedef struct {
     const char *name;
     int (*quantize)(const quantize_task *, int64_t, int64_t);
     int (*multiply)(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
-    void (*unpack_halves)(const uint8_t *, int64_t, int64_t, int8_t *);
+    void (*unpack_nibbles)(const uint8_t *, int64_t, int64_t, int8_t *);
     int (*scale_sums)(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *, const int32_t *,
                       const float *, int, void *);
     int64_t (*peak)(int64_t, int32_t *);
@@ -30,7 +30,7 @@ typedef struct {
 #define DECLARE(set)                                                                                                  \
     int s2q_quantize_##set(const quantize_task *, int64_t, int64_t);                                                  \
     int s2q_multiply_##set(const multiply_task *, int64_t, int64_t, int64_t, int64_t);                                \
-    void s2q_unpack_halves_##set(const uint8_t *, int64_t, int64_t, int8_t *);                                        \
+    void s2q_unpack_nibbles_##set(const uint8_t *, int64_t, int64_t, int8_t *);                                       \
     int s2q_scale_sums_##set(const int32_t *, int64_t, int64_t, const float *, const float *, const int32_t *,        \
                              const int32_t *, const float *, int, void *);                                            \
     int64_t s2q_peak_##set(int64_t, int32_t *);                                                                       \
@@ -46,7 +46,7 @@ typedef struct {
     {name,                                                                                                            \
      s2q_quantize_##set,                                                                                              \
      s2q_multiply_##set,                                                                                              \
-     s2q_unpack_halves_##set,                                                                                         \
+     s2q_unpack_nibbles_##set,                                                                                        \
      s2q_scale_sums_##set,                                                                                            \
      s2q_peak_##set,                                                                                                  \
      s2q_round_groups_##set,                                                                                          \
@@ -88,7 +88,7 @@ static const functions *own(void) {
 }
 
 /* Increase whenever a signature or a task changes. */
-API int s2q_version(void) { return 7; }
+API int s2q_version(void) { return 8; }
 
 API const char *s2q_instruction_set(void) { return own()->name; }
 
@@ -112,8 +112,8 @@ API int s2q_multiply(const multiply_task *task, int64_t panel_first, int64_t pan
     return own()->multiply(task, panel_first, panel_last, tile_first, tile_last);
 }
 
-API void s2q_unpack_halves(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
-    own()->unpack_halves(packed, rows, columns, codes);
+API void s2q_unpack_nibbles(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
+    own()->unpack_nibbles(packed, rows, columns, codes);
 }
 
 API int s2q_scale_sums(const int32_t *sums, int64_t rows, int64_t columns, const float *scale, const float *weight_scale,

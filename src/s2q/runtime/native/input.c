@@ -23,6 +23,7 @@ typedef struct {
     float *low, *high, *odd, *step, *offset; /* [together, G] */
     int8_t *line;                            /* codes of as many rows as a tile has, [K] each, or those of one part */
     int64_t together, height, width, stride; /* rows taken together; floats of one, of one in the transform; bytes of a line */
+    int bounded;                             /* see rounding.h */
 } workspace;
 
 INLINE void load(float *row, const void *x, int64_t at, int64_t columns, int64_t dtype, const float *channel) {
@@ -98,6 +99,19 @@ static void take_grids(const quantize_task *task, workspace *own, int64_t m, int
     if (task->zero) memcpy(task->zero + at, own->offset, groups * sizeof(float));
 }
 
+/* Codes of up to seven bits fit int8 without their zero point too. */
+INLINE int without_zero(const quantize_task *task) { return task->layout >= TILES && task->bits < 8; }
+
+/* How the codes of group g of row r of those taken are made. */
+INLINE rounding rounding_of(const quantize_task *task, const workspace *own, int64_t r, int64_t g) {
+    rounding how = {.step = own->step[r * task->groups + g], .bounded = own->bounded};
+    how.smallest = -(float)(1 << (task->bits - 1));
+    how.largest = (float)((1 << (task->bits - 1)) - 1);
+    how.offset = task->zero ? own->offset[r * task->groups + g] : 0.0f;
+    how.taken = without_zero(task) ? how.offset : 0.0f;
+    return how;
+}
+
 /* Row m, which is row r of those taken, and row `place` of a tile of `rows` rows that starts at `tile`. Its codes are left in line
  * `place`, in the order of tiles, or in line 0 in their own, or go into the tile at once. */
 static void round_row(const quantize_task *task, workspace *own, int64_t m, int64_t r, int8_t *tile, int64_t rows,
@@ -105,18 +119,12 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
     const int64_t columns = task->columns, groups = task->groups, parts = task->parts;
     const int64_t size = columns / groups, length = columns / parts, wide = padded(length), each = parts / groups;
     const int64_t jump = task->layout == SQUARES ? squared(length) : length; /* from a part of the line to the next */
-    /* Codes of up to seven bits fit int8 without their zero point too. */
     const int squares = task->layout == SQUARES, shift = task->layout == SHIFTED;
-    const int tiled = task->layout >= TILES, without = tiled && task->bits < 8;
     const int8_t flip = shift ? -128 : 0;
-    rounding how = {.smallest = -(float)(1 << (task->bits - 1)), .largest = (float)((1 << (task->bits - 1)) - 1)};
-    how.bytes = task->bits == 8 && !task->zero && !task->range && (!task->clip || *task->clip > 1e-6f);
     const float *row = own->rows[r];
     for (int64_t g = 0; g < groups; g++) {
-        how.step = own->step[r * groups + g];
-        how.offset = task->zero ? own->offset[r * groups + g] : 0.0f;
-        if (without) how.taken = how.offset;
-        if (!tiled) {
+        const rounding how = rounding_of(task, own, r, g);
+        if (task->layout < TILES) {
             round_line(row + g * size, size, how, own->line + g * size);
             continue;
         }
@@ -139,13 +147,28 @@ static void round_row(const quantize_task *task, workspace *own, int64_t m, int6
                 memset(own->line + length, 0, wide - length);
                 into_tile(own->line, wide, tile + p * wide * rows + 4 * place, rows);
             }
-            if (!without) sum -= (int32_t)length * (int32_t)how.offset;
-            if (task->layout == TILES) task->sums[m * parts + p] = sum;
+            if (task->layout == TILES) task->sums[m * parts + p] = sum - (int32_t)length * (int32_t)(how.offset - how.taken);
         }
     }
 }
 
 #if LANES == 16
+/* `round_row` of rows that are one group of whole eights each, in TILES or SQUARES, without what only others need: row m is the
+ * first of `count` taken, and row `place` of its tile. */
+static void round_whole_rows(const quantize_task *task, const workspace *own, int64_t m, int64_t count, int64_t place) {
+    const int64_t columns = task->columns;
+    for (int64_t r = 0; r < count; r++) {
+        const rounding how = rounding_of(task, own, r, 0);
+        int8_t *line = own->line + (place + r) * own->stride;
+        if (task->layout == SQUARES) {
+            round_eights(own->rows[r], columns, how, 0, 0, line);
+            continue;
+        }
+        const int32_t sum = round_eights(own->rows[r], columns, how, 0, 1, line);
+        task->sums[m + r] = sum - (int32_t)columns * (int32_t)(how.offset - how.taken);
+    }
+}
+
 /* Lines of codes in eights, `stride` apart, as squares [parts][squares of a part][line][64]; a part of a line has `length`
  * columns, and what is beyond them, or beyond `rows`, becomes zeros. */
 static void into_squares(int8_t *lines, int64_t stride, int64_t parts, int64_t length, int64_t rows, int8_t *to) {
@@ -165,6 +188,7 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
     const int64_t width = in_vectors(n2), fold = task->left ? n1 * width : 0;
     const int64_t row = (columns + 15) & ~(int64_t)15;
     own->together = columns <= TOGETHER / TILE ? TILE : 1;
+    own->bounded = !task->range && (!task->clip || *task->clip > 1e-6f);
     own->height = row;
     const int64_t groups = (own->together * task->groups + 15) & ~(int64_t)15, rows = own->together * row;
     own->stride = ((columns + 63) & ~(int64_t)63) + STEP;
@@ -193,9 +217,12 @@ static int prepare(const quantize_task *task, workspace *own, void **whole) {
 
 /* Tiles [first, last) of the rows, whatever the layout. Returns 0, or 1 if there is no memory. */
 int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t last) {
-    const int64_t columns = task->columns, wide = padded(columns / task->parts), half = columns / 2;
+    const int64_t columns = task->columns, wide = padded(columns / task->parts);
     const int squares = task->layout == SQUARES;
     const int64_t high = squares ? SIDE : task->layout == SHIFTED ? SHIFTED_TILE : TILE;
+#if LANES == 16
+    const int whole_rows = (squares || task->layout == TILES) && task->parts == 1 && columns % 8 == 0;
+#endif
     workspace own;
     void *whole;
     if (prepare(task, &own, &whole)) return 1;
@@ -206,21 +233,20 @@ int NAMED(s2q_quantize, SET)(const quantize_task *task, int64_t first, int64_t l
             rows = tile_start(task->rows, high, t + 1) - start;
         }
         int8_t *tile = task->codes + start * task->parts * wide;
-        for (int64_t r = 0; r < rows; r++) {
-            const int64_t before = r % own.together;
-            if (before == 0) {
-                const int64_t count = rows - r < own.together ? rows - r : own.together;
-                for (int64_t i = 0; i < count; i++) take_row(task, &own, start + r + i, i);
-                take_grids(task, &own, start + r, count);
+        for (int64_t r = 0, count; r < rows; r += count) {
+            count = rows - r < own.together ? rows - r : own.together;
+            for (int64_t i = 0; i < count; i++) take_row(task, &own, start + r + i, i);
+            take_grids(task, &own, start + r, count);
+#if LANES == 16
+            if (whole_rows) {
+                round_whole_rows(task, &own, start + r, count, r);
+                continue;
             }
-            round_row(task, &own, start + r, before, tile, rows, r);
-            int8_t *to = task->codes + (start + r) * columns;
-            if (task->layout == NATURAL) memcpy(to, own.line, columns);
-            if (task->layout == HALVES)
-                for (int64_t k = 0; k < half; k++) {
-                    to[k] = own.line[2 * k];
-                    to[half + k] = own.line[2 * k + 1];
-                }
+#endif
+            for (int64_t i = 0; i < count; i++) {
+                round_row(task, &own, start + r + i, i, tile, rows, r + i);
+                if (task->layout == NATURAL) memcpy(task->codes + (start + r + i) * columns, own.line, columns);
+            }
         }
 #if LANES == 16
         if (squares)

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tasks.h"
+
 #if defined(__AVX512BW__)
 #define LANES 16
 #elif defined(__AVX2__)
@@ -25,15 +27,6 @@
 #define NAMED(name, set) JOIN(name, set)
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-
-enum { FLOAT32 = 0, BFLOAT16 = 1 };
-/* Orders of the codes: as they come, (even columns, odd columns), and in tiles as product.c reads them; SHIFTED with 128
- * added, so that they are unsigned; SQUARES as squares.h reads them. */
-enum { NATURAL = 0, HALVES = 1, TILES = 2, SHIFTED = 3, SQUARES = 4 };
-/* Most rows of a tile: SHIFTED ones are smaller, for their product keeps float sums in registers too. */
-enum { TILE = 8, SHIFTED_TILE = 6 };
-/* Rows and columns of a square, and its bytes; squares are always whole, what is beyond the last row or column is zeros. */
-enum { SIDE = 16, STEP = 64, SQUARE = SIDE * STEP };
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(4 * LANES)));

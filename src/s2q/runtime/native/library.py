@@ -11,11 +11,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-VERSION = 7
+VERSION = 8
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
-# Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in lanes.h and panel.h.
-NATURAL, HALVES, TILES, SHIFTED, SQUARES = range(5)
+# Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in tasks.h and panel.h.
+NATURAL, TILES, SHIFTED, SQUARES = range(4)
 TILE, SHIFTED_TILE, SIDE, STEP, PANEL = 8, 6, 16, 64, 32
 AMX = "AMX"
 """The instruction set whose product takes SQUARES."""
@@ -26,7 +26,7 @@ _POINTER, _SIZE, _INT, _TASK = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ct
 _SIGNATURES = {
     "s2q_quantize": ((_TASK, _SIZE, _SIZE), _INT),
     "s2q_multiply": ((_TASK, _SIZE, _SIZE, _SIZE, _SIZE), _INT),
-    "s2q_unpack_halves": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
+    "s2q_unpack_nibbles": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
     "s2q_scale_sums": (
         (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
         _INT,
@@ -173,10 +173,10 @@ def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None
         share(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, work)
 
 
-def unpack_halves(packed: Tensor, out: Tensor) -> Tensor:
-    """4-bit codes int32 [N, K/8] into `out`, int8 [N, K], as (even columns, odd columns)."""
+def unpack_nibbles(packed: Tensor, out: Tensor) -> Tensor:
+    """4-bit codes int32 [N, K/8] into `out`, int8 [N, K]."""
     packed = packed.contiguous()
-    function = load().s2q_unpack_halves
+    function = load().s2q_unpack_nibbles
 
     def part(start: int, stop: int) -> None:
         function(_row(packed, start), stop - start, out.shape[1], _row(out, start))

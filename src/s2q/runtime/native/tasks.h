@@ -4,6 +4,15 @@
 
 #include <stdint.h>
 
+enum { FLOAT32 = 0, BFLOAT16 = 1 };
+/* Orders of the codes: as they come, and in tiles as product.c reads them; SHIFTED with 128 added, so that they are unsigned;
+ * SQUARES as squares.h reads them. */
+enum { NATURAL = 0, TILES = 1, SHIFTED = 2, SQUARES = 3 };
+/* Most rows of a tile: SHIFTED ones are smaller, for their product keeps float sums in registers too. */
+enum { TILE = 8, SHIFTED_TILE = 6 };
+/* Rows and columns of a square, and its bytes; squares are always whole, what is beyond the last row or column is zeros. */
+enum { SIDE = 16, STEP = 64, SQUARE = SIDE * STEP };
+
 /* M rows (tokens), K columns, N outputs, G groups of the tokens, P groups of the product: the most of tokens and weight. */
 typedef struct {
     int64_t dtype;        /* of x: FLOAT32 or BFLOAT16 */
