@@ -55,8 +55,11 @@ CASES = {
 }  # fmt: skip
 
 
-def compiled(case: str, capability: int) -> str:
-    """PTX of a kernel; raises what the compiler or the assembler raises."""
+UNITS = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma"}
+
+
+def compiled(case: str, capability: int) -> tuple[str, int]:
+    """PTX of a kernel and the bytes of shared memory it takes; raises what the compiler or the assembler raises."""
     kernel, x, constants = CASES[case]
     kernel = getattr(kernel, "fn", kernel) if hasattr(kernel, "configs") else kernel
     kinds = POINTERS | {"x": x, "out": {"right": "*fp32", "sums": "*i32"}.get(case, "*bf16")}
@@ -69,11 +72,12 @@ def compiled(case: str, capability: int) -> str:
     options = {"num_warps": 8, "num_stages": 3, "enable_fp_fusion": False}
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     assert made.asm["cubin"]
-    return made.asm["ptx"]
+    return made.asm["ptx"], made.metadata.shared
 
 
 if __name__ == "__main__":
     for name in sys.argv[2:] or CASES:
-        text = compiled(name, int(sys.argv[1]))
-        unit = "wgmma" if "wgmma.mma_async" in text else "mma" if "mma.sync" in text else "-"
-        print(f"{name}: {unit}{' by bytes' * bool(re.search(r'ld[.]global[.:a-z0-9_]*[.][bu]8 ', text))}")
+        text, shared = compiled(name, int(sys.argv[1]))
+        unit = next((unit for instruction, unit in UNITS.items() if instruction in text), "-")
+        by_bytes = " by bytes" * bool(re.search(r"ld[.]global[.:a-z0-9_]*[.][bu]8 ", text))
+        print(f"{name}: {unit}{by_bytes}: {shared}")
