@@ -1,11 +1,12 @@
 """The packed linear beside those of other libraries, on this CPU, interleaved in one process: speed, bytes, and error.
 
     python -m venv peers && peers/bin/pip install . torchao optimum-quanto bitsandbytes
-    peers/bin/python benchmarks/peers.py --threads 1
+    peers/bin/python benchmarks/peers.py --model CogVideoX-2B Wan-1.3B demo --tokens 256 1024 --threads 1
 
-Each makes what it can of the same `nn.Linear` with random weights, and is called with the same bfloat16 tokens. The error is
-that of its output against float32, relative, on these Gaussian weights and tokens: it tells formats apart, and is no figure of
-the quality of any video. What a library cannot do here is listed with what it said.
+Each makes what it can of the same `nn.Linear` with random weights, and is called with the same bfloat16 tokens; torchao's also
+compiled, as it is meant to be used. The error is that of its output against float32, relative, on these Gaussian weights and
+tokens: it tells formats apart, and is no figure of the quality of any video. What a library cannot do here is listed with what
+it said.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -42,13 +44,13 @@ def s2q_linear(linear: nn.Linear, weight_bits: int, act_bits: int) -> nn.Module:
     return packed
 
 
-def torchao_linear(linear: nn.Linear, name: str, **settings: Any) -> nn.Module:
+def torchao_linear(linear: nn.Linear, name: str, compiled: bool, **settings: Any) -> nn.Module:
     """By torchao's `quantize_`, with the configuration class `name`."""
     import torchao.quantization as torchao
 
     holder = nn.Sequential(linear)
     torchao.quantize_(holder, getattr(torchao, name)(**settings))
-    return holder
+    return torch.compile(holder, dynamic=False) if compiled else holder
 
 
 def quanto_linear(linear: nn.Linear, weights: str, activations: str | None) -> nn.Module:
@@ -76,17 +78,22 @@ def bitsandbytes_linear(linear: nn.Linear, kind: str, **settings: Any) -> nn.Mod
     return made.to("cpu")
 
 
+TORCHAO: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("torchao W8A8 dynamic", "Int8DynamicActivationInt8WeightConfig", {}),
+    ("torchao W8 weight-only", "Int8WeightOnlyConfig", {}),
+    ("torchao W4A8 dynamic", "Int8DynamicActivationIntxWeightConfig", {"weight_dtype": torch.int4}),
+    ("torchao W4 weight-only", "IntxWeightOnlyConfig", {"weight_dtype": torch.int4}),
+)
 CANDIDATES: dict[str, Make] = {
     "torch bfloat16": lambda linear: linear,
     "s2q W4A6": lambda linear: s2q_linear(linear, 4, 6),
     "s2q W4A8": lambda linear: s2q_linear(linear, 4, 8),
     "s2q W8A8": lambda linear: s2q_linear(linear, 8, 8),
-    "torchao W8A8 dynamic": lambda linear: torchao_linear(linear, "Int8DynamicActivationInt8WeightConfig"),
-    "torchao W8 weight-only": lambda linear: torchao_linear(linear, "Int8WeightOnlyConfig"),
-    "torchao W4A8 dynamic": lambda linear: torchao_linear(
-        linear, "Int8DynamicActivationIntxWeightConfig", weight_dtype=torch.int4
-    ),
-    "torchao W4 weight-only": lambda linear: torchao_linear(linear, "IntxWeightOnlyConfig", weight_dtype=torch.int4),
+    **{
+        f"{name}{', compiled' * compiled}": partial(torchao_linear, name=config, compiled=compiled, **settings)
+        for name, config, settings in TORCHAO
+        for compiled in (False, True)
+    },
     "optimum-quanto W8A8": lambda linear: quanto_linear(linear, "qint8", "qint8"),
     "optimum-quanto W8 weight-only": lambda linear: quanto_linear(linear, "qint8", None),
     "optimum-quanto W4 weight-only": lambda linear: quanto_linear(linear, "qint4", None),
@@ -144,10 +151,10 @@ def _version(package: str) -> str | None:
 
 
 def main() -> None:
-    """Compare on the shapes of a model, and write them down."""
+    """Compare on the shapes of some models, and write them down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=SHAPES, default="CogVideoX-2B")
-    parser.add_argument("--tokens", type=int, default=1024)
+    parser.add_argument("--model", choices=SHAPES, nargs="+", default=["CogVideoX-2B"])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
@@ -158,8 +165,12 @@ def main() -> None:
         "versions": {name: _version(name) for name in ("s2q", "torch", "torchao", "optimum-quanto", "bitsandbytes")},
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": options.threads,
-        "model": options.model,
-        "shapes": [compare(k, n, options.tokens, options.repeats) for k, n in SHAPES[options.model]],
+        "shapes": [
+            {"model": model} | compare(k, n, tokens, options.repeats)
+            for model in options.model
+            for tokens in options.tokens
+            for k, n in SHAPES[model]
+        ],
     }
     write_json(options.results / "peers.json", made)
     print(json.dumps(made, indent=2))

@@ -1,6 +1,6 @@
 """Tables of docs/speed.md from the results of the studies of speed; results_page.py fills them in."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 FLOATS = ("float32", "bfloat16")
@@ -39,28 +39,40 @@ def efficiency(made: Mapping[str, Any]) -> str:
 
 
 def linear(made: Mapping[str, Any]) -> str:
-    """The quantized linear under each scheme, as many times as fast as both floats."""
+    """The quantized linear under each scheme, as many times as fast as both floats; and the six of a block together."""
     schemes = dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"])
     heads = ["model", "K → N", "M", *(scheme or "plain" for scheme in schemes)]
     shares = [said for share, said in SHARES.items() if share in made["rows"][0]]
-    rows = [
-        [
-            row["model"],
-            f"{row['k']} → {row['n']}",
-            str(row["m"]),
-            *(
-                " / ".join(
-                    [f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS]
-                    + [f"{row[share][scheme]:.0%}" for share in SHARES if share in row]
-                )
-                for scheme in schemes
-            ),
-        ]
-        for row in made["rows"]
-    ]
+
+    def alone(row: Mapping[str, Any], scheme: str) -> list[str]:
+        ratios = [f"{row['ratios'][', '.join(filter(None, (scheme, f'over {kind}')))]:.2f}" for kind in FLOATS]
+        return ratios + [f"{row[share][scheme]:.0%}" for share in SHARES if share in row]
+
+    lines = []
+    for model in dict.fromkeys(row["model"] for row in made["rows"]):
+        rows = [row for row in made["rows"] if row["model"] == model]
+        for row in rows:
+            told = [" / ".join(alone(row, scheme)) for scheme in schemes]
+            lines.append([model, f"{row['k']} → {row['n']}", str(row["m"]), *told])
+        for tokens in dict.fromkeys(row["m"] for row in rows):
+            own = [row for row in rows if row["m"] == tokens]
+            told = [" / ".join(f"{_of_a_block(own, scheme, kind):.2f}" for kind in FLOATS) for scheme in schemes]
+            lines.append([model, "**a block's six**", str(tokens), *(f"**{cell}**" for cell in told)])
     figures = " / ".join(["× float32", "× bfloat16", *shares])
     said = f"{figures}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
-    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+    return f"{_lines(heads, lines)}\n\n{said} `{made['command']}`\n"
+
+
+def _of_a_block(rows: Sequence[Mapping[str, Any]], scheme: str, kind: str) -> float:
+    """How many times as fast as floats of a kind are q, k, v, the attention's output and the feed-forward's two together."""
+    packed = " ".join(filter(None, ("quantized", scheme, kind)))
+    whole, own = (sum(_times(row) * row["median_seconds"][name] for row in rows) for name in (kind, packed))
+    return whole / own
+
+
+def _times(shape: Mapping[str, Any]) -> int:
+    """How often a block has a linear of this shape."""
+    return 4 if shape["k"] == shape["n"] else 1
 
 
 def growth(made: Mapping[str, Any]) -> str:
@@ -83,22 +95,29 @@ def growth(made: Mapping[str, Any]) -> str:
 
 
 def peers(made: Mapping[str, Any]) -> str:
-    """Speed over bfloat16, bytes and error of each library's linear; what could not be had, below."""
+    """Speed of a block's six linears over bfloat16, bytes and error of each library's; what could not be had, below."""
     shapes, names = made["shapes"], {name: None for shape in made["shapes"] for name in shape["rows"]}
-    heads = ["", *(f"{shape['k']} → {shape['n']}, M = {shape['m']}" for shape in shapes), "bytes, of bfloat16", "error"]
-    rows = []
+    blocks = list(dict.fromkeys((shape["model"], shape["m"]) for shape in shapes))
+    heads = ["", *(f"{model}, M = {tokens}" for model, tokens in blocks), "bytes, of bfloat16", "error"]
+    plain, rows = "torch bfloat16", []
     for name in names:
-        own = [shape["rows"].get(name) for shape in shapes]
-        cells = ["—" if row is None else f"{row['over_bfloat16']:.2f}×" for row in own]
-        row, plain = own[0], shapes[0]["rows"]["torch bfloat16"]
-        rest = ["—", "—"]
-        if row is not None:
-            rest = [f"{row['bytes'] / plain['bytes']:.2f}", f"{row['relative_error']:.1e}"]
-        rows.append([name, *cells, *rest])
+        cells = []
+        for block in blocks:
+            own = [shape for shape in shapes if (shape["model"], shape["m"]) == block]
+            known = all(name in shape["rows"] for shape in own)
+            cells.append(f"{_together(own, plain) / _together(own, name):.2f}×" if known else "—")
+        shape = next(shape["rows"] for shape in shapes if name in shape["rows"])
+        told = [f"{shape[name]['bytes'] / shape[plain]['bytes']:.2f}", f"{shape[name]['relative_error']:.1e}"]
+        rows.append([name, *cells, *told])
     refused = {name: why for shape in shapes for name, why in shape["refused"].items()}
     said = "".join(f"- {name} could not be had: `{why}`\n" for name, why in refused.items())
     used = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
     return f"{_lines(heads, rows)}\n\n{said}\n{used}; {_threads(made)}, {made['capability']}. `{made['command']}`\n"
+
+
+def _together(shapes: Sequence[Mapping[str, Any]], name: str) -> float:
+    """Seconds of a block's six linears, see `_of_a_block`."""
+    return sum(_times(shape) * shape["rows"][name]["median_seconds"] for shape in shapes)
 
 
 def blocks(made: Mapping[str, Any]) -> str:
