@@ -21,7 +21,7 @@ from s2q.runtime.attention import int8_attention
 from s2q.runtime.native import attention as native
 from s2q.storage import write_json
 
-HEADS = {"CogVideoX-2B": (30, 64), "Wan-1.3B": (12, 128)}
+HEADS = {"CogVideoX-2B": (30, 64), "Wan-1.3B": (12, 128), "demo": (5, 32)}
 
 
 class Attention(torch.nn.Module):
@@ -56,7 +56,7 @@ def compare(heads: int, width: int, tokens: int, repeats: int) -> dict[str, floa
 def main() -> None:
     """Print the table, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[208, 1024, 2048, 4096])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--results", type=Path)

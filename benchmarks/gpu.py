@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2q import random_model
-from s2q.checkpoint import SchemeSpec
+from s2q.bench import BLOCKS, TRANSFORM, peak, scheme_of
 from s2q.models.blocks import joined_tokens, record_calls, replay
 from s2q.models.lookup import resolve
-from s2q.numerics.kronecker import kronecker_factors
 from s2q.quantization.block import calibrate_block
 from s2q.quantization.objective import BlockSample
 from s2q.quantization.schemes import groups_for
@@ -44,8 +43,6 @@ from s2q.storage import write_json
 
 NO_GPU = 2
 STEPS = 50
-# Dense int8 products a second, from the datasheets, by a word of the device's name; the first that fits.
-INT8_PEAK = {"H200": 1979e12, "H100 PCIe": 1513e12, "H100": 1979e12, "A100": 624e12, "L40S": 733e12}
 # M of CogVideoX 49 × 480 × 720, of a short clip, and of Wan 81 × 480 × 832.
 TOKENS = (17776, 1024, 32760)
 WIDTHS = {
@@ -54,7 +51,19 @@ WIDTHS = {
     "HunyuanVideo": [(3072, 3072), (3072, 12288), (12288, 3072), (15360, 3072)],
     "Wan-14B": [(5120, 5120), (5120, 13824), (13824, 5120)],
 }
-SCHEMES = {"W4A6": (4, 6), "W4A4": (4, 4), "W4A8": (4, 8), "W8A8": (8, 8)}
+# Of W4A6 with what `s2q_vdit` has beside, and of W4A8 with what the default has.
+GROUPS = {"group_size": 64, "act_group_size": 64, "symmetric_weights": False, "symmetric_acts": False}
+SCHEMES: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "W4A6": (4, 6, {}),
+    "W4A4": (4, 4, {}),
+    "W4A8": (4, 8, {}),
+    "W8A8": (8, 8, {}),
+    "W4A6 transform": (4, 6, TRANSFORM),
+    "W4A6 groups of 64": (4, 6, GROUPS),
+    "W4A8 Hadamard blocks": (4, 8, BLOCKS),
+}
+# The paper's recipe at its bits, and the default.
+PACKED = (("s2q_vdit", "W4A6"), ("s2q_plus", "W4A8"))
 TEXT_TOKENS = {COGVIDEOX["_class_name"]: 226, HUNYUANVIDEO["_class_name"]: 256, WAN["_class_name"]: 512}
 # Latents of one sample; HunyuanVideo's are those of 61 × 544 × 960.
 LATENTS = {
@@ -109,41 +118,26 @@ def interleaved(candidates: dict[str, Callable[[], Any]], device: str, repeats: 
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def linear_of(columns: int, outputs: int, bits: tuple[int, int], device: str, **changes: Any) -> QuantLinear:
-    """A random linear K = `columns` → N = `outputs`; `changes` of its scheme."""
-    scheme = SchemeSpec(
-        weight_bits=bits[0],
-        act_bits=bits[1],
-        kronecker_factors={str(columns): kronecker_factors(columns)},
-        targets={},
-        **changes,
-    )
-    return fill(QuantLinear(columns, outputs, True, scheme, "meta", torch.bfloat16), device)
-
-
 def operators(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
-    """Item 2: every width and number of tokens, all schemes, with and without transform and groups."""
+    """Item 2: every width and number of tokens, all schemes; the peak is that of a large product of torch's."""
     calls = 1 if tiny else 5
     widths = {"tiny": [(96, 64)]} if tiny else WIDTHS
-    peak = None if device == "cpu" else _peak(torch.cuda.get_device_name())
     rows = []
     for model, shapes in widths.items():
         for columns, outputs in shapes:
             plain = fill(nn.Linear(columns, outputs, device="meta", dtype=torch.bfloat16), device)
-            made = {name: linear_of(columns, outputs, bits, device) for name, bits in SCHEMES.items()}
-            extra = {"channel_scale": True, "kronecker": True, "input_clip": True}
-            made["W4A6 transform"] = linear_of(columns, outputs, (4, 6), device, **extra)
-            groups = {"group_size": 64, "act_group_size": 64, "symmetric_weights": False, "symmetric_acts": False}
-            made["W4A6 groups of 64"] = linear_of(columns, outputs, (4, 6), device, **groups)
+            made = {}
+            for name, scheme in SCHEMES.items():
+                empty = QuantLinear(columns, outputs, True, scheme_of(columns, *scheme), "meta", torch.bfloat16)
+                made[name] = fill(empty, device)
             for tokens in (32,) if tiny else TOKENS:
-                rows.append(_operator_row(model, plain, made, tokens, device, repeats, calls, peak))
+                rows.append(_operator_row(model, plain, made, tokens, device, repeats, calls))
     return rows
 
 
 def _operator_row(
-    model: str, plain: nn.Linear, made: dict[str, QuantLinear], tokens: int, device: str, repeats: int, calls: int,
-    peak: float | None,
-) -> dict[str, Any]:  # fmt: skip
+    model: str, plain: nn.Linear, made: dict[str, QuantLinear], tokens: int, device: str, repeats: int, calls: int
+) -> dict[str, Any]:
     x = torch.randn(tokens, plain.in_features, device=device).bfloat16()
     choices = {name: choose(linear.problem(x)) for name, linear in made.items()}
     inputs = {
@@ -158,18 +152,15 @@ def _operator_row(
         candidates[f"{name}: product"] = lambda linear=linear, own=choices[name], given=ready[name]: multiply(
             own, given, linear.packed_weight(), linear.bias, None
         )
+    most, candidates["peak"] = peak(device)
     seconds = interleaved(candidates, device, repeats, calls)
     operations = 2 * tokens * plain.in_features * plain.out_features
     row = {"model": model, "k": plain.in_features, "n": plain.out_features, "m": tokens, "median_seconds": seconds}
     row["speed_over_bfloat16"] = {name: seconds["bfloat16"] / seconds[name] for name in made}
-    if peak is not None:
-        row["share_of_int8_peak"] = {name: operations / seconds[f"{name}: product"] / peak for name in made}
+    alone = operations / most * seconds["peak"]
+    row["share_of_int8_peak"] = {name: alone / seconds[f"{name}: product"] for name in made}
     print(row["model"], row["k"], "→", row["n"], "M", tokens, json.dumps(row["speed_over_bfloat16"]), flush=True)
     return row
-
-
-def _peak(name: str) -> float | None:
-    return next((peak for word, peak in INT8_PEAK.items() if word in name), None)
 
 
 def inputs_of(config: dict[str, Any], latents: tuple[int, ...], batch: int, device: str) -> dict[str, Tensor]:
@@ -204,16 +195,16 @@ def models(tiny: bool) -> dict[str, tuple[dict[str, Any], tuple[int, ...]]]:
 
 @torch.inference_mode()
 def efficiency(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
-    """Item 3: whole transformers in bfloat16, W4A6 and W4A8, batch 1 and 4."""
+    """Item 3: whole transformers in bfloat16 and as `PACKED` says, batch 1 and 4."""
     rows = []
     for name, (config, latents) in models(tiny).items():
-        for bits in ("bfloat16", "W4A6", "W4A8"):
-            recipe = None if bits == "bfloat16" else get_recipe("s2q_vdit", bits)
-            model = fill(empty_model(config, recipe), device)
+        for packed in (None, *PACKED):
+            model = fill(empty_model(config, packed and get_recipe(*packed)), device)
             storage = sum(p.nbytes for p in model.parameters())
             for batch in (1, 4):
                 given = inputs_of(config, latents, batch, device)
-                row = {"model": name, "bits": bits, "batch": batch, "storage_gib": storage / 2**30}
+                held = " ".join(packed or ("bfloat16",))
+                row = {"model": name, "linears": held, "batch": batch, "storage_gib": storage / 2**30}
                 row |= _one_step(model, given, device, repeats)
                 rows.append(row)
                 print(json.dumps(row), flush=True)
@@ -231,35 +222,42 @@ def _one_step(model: nn.Module, given: dict[str, Tensor], device: str, repeats: 
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return {"out_of_memory": True}
-    peak = None if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
-    return {"step_seconds": seconds, f"{STEPS}_forwards_seconds_estimated": STEPS * seconds, "peak_gib": peak}
+    peak_gib = None if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+    return {"step_seconds": seconds, f"{STEPS}_forwards_seconds_estimated": STEPS * seconds, "peak_gib": peak_gib}
 
 
 def calibration(device: str, tiny: bool, repeats: int) -> list[dict[str, Any]]:
-    """Item 4: one block learnt on 40 samples by s2q_vdit, one epoch; `repeats` is not used."""
+    """Item 4: one block learnt on 40 samples, one epoch, by each of `PACKED`; `repeats` is not used."""
     rows = []
     count = 2 if tiny else 40
     for name, (config, latents) in models(tiny).items():
         if config["_class_name"] != COGVIDEOX["_class_name"]:
             continue
-        model = fill(empty_model(config | {"num_layers": 1}, None), device)
-        family, (_, block) = resolve(model), resolve(model).blocks(model)[0]
-        recipe = override(get_recipe("s2q_vdit", "W4A6"), [f"sampler.count={count}", "optim.epochs=1"])
-        samples = []
-        for _ in range(count):
-            call = record_calls(model, family, inputs_of(config, latents, 1, device))
-            with torch.no_grad():
-                target = joined_tokens(family, replay(block, family, call.first, call.sides[0]))
-            weights = torch.ones(target.shape[:2], device=device)
-            samples.append(BlockSample(call.first, call.sides[0], target, weights, frames=latents[0]))
-        if device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
-        done = calibrate_block(block, family, recipe, groups_for(recipe, family, block), samples, seed=0)
-        peak = None if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
-        row = {"model": name, "tokens": samples[0].target.shape[1], "samples": count, "epochs": 1}
-        rows.append(row | {"seconds": done.seconds, "peak_gib": peak, "samples_are_held_on": device})
-        print(json.dumps(rows[-1]), flush=True)
+        for name_of, bits in PACKED:
+            recipe = override(get_recipe(name_of, bits), [f"sampler.count={count}", "optim.epochs=1"])
+            row = {"model": name, "recipe": f"{name_of} {bits}"}
+            rows.append(row | _learn(config | {"num_layers": 1}, latents, recipe, device))
+            print(json.dumps(rows[-1]), flush=True)
     return rows
+
+
+def _learn(config: dict[str, Any], latents: tuple[int, ...], recipe: Recipe, device: str) -> dict[str, Any]:
+    """Time and peak memory of learning the only block of a model."""
+    model = fill(empty_model(config, None), device)
+    family, (_, block) = resolve(model), resolve(model).blocks(model)[0]
+    samples = []
+    for _ in range(recipe.sampler.count):
+        call = record_calls(model, family, inputs_of(config, latents, 1, device))
+        with torch.no_grad():
+            target = joined_tokens(family, replay(block, family, call.first, call.sides[0]))
+        weights = torch.ones(target.shape[:2], device=device)
+        samples.append(BlockSample(call.first, call.sides[0], target, weights, frames=latents[0]))
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+    done = calibrate_block(block, family, recipe, groups_for(recipe, family, block), samples, seed=0)
+    peak_gib = None if device == "cpu" else torch.cuda.max_memory_allocated() / 2**30
+    row = {"tokens": samples[0].target.shape[1], "samples": len(samples), "epochs": recipe.optim.epochs}
+    return row | {"seconds": done.seconds, "peak_gib": peak_gib, "samples_are_held_on": device}
 
 
 COMMANDS = {"operators": operators, "efficiency": efficiency, "calibration": calibration}

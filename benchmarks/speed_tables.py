@@ -138,6 +138,23 @@ def blocks(made: Mapping[str, Any]) -> str:
     return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
 
 
+def attention(made: Mapping[str, Any]) -> str:
+    """Int8 attention against torch's."""
+    heads = ["heads of", "H × D", "tokens", *FLOATS, *(f"int8 from {kind}" for kind in FLOATS)]
+    rows = [
+        [
+            row["model"],
+            f"{row['heads']} × {row['width']}",
+            f"{row['tokens']:,}",
+            *(f"{row['median_seconds'][kind]:.3f} s" for kind in (*FLOATS, *(f"int8 {kind}" for kind in FLOATS))),
+            *(f"{row['ratios'][kind]:.2f}" for kind in FLOATS),
+        ]
+        for row in made["rows"]
+    ]
+    said = f"{_threads(made)}, {made['instruction_set']}."
+    return f"{_lines([*heads, *(f'× {kind}' for kind in FLOATS)], rows)}\n\n{said} `{made['command']}`\n"
+
+
 def clip(made: Mapping[str, Any]) -> str:
     """Whole clips of the demos, from prompt to frames."""
     heads = ["pipeline, clips at once", "transformer", "seconds", "× float32", "× bfloat16", "of it in the transformer"]

@@ -16,6 +16,7 @@
     fewer       the default recipe at fewer bits, as it is and as it was, beside the nearest published method
     rounding    what GPTQ's order and its search for step sizes add to s2q_plus
     faithful    s2q_vdit beside the nearest published method of its size
+    learned     the two recipes that learn, at the default bits
     epochs      s2q_plus with three times the steps
     leads       what s2q_plus could have beside: smaller groups, groups in the weights, a low-rank branch
     rotation    s2q_plus with Hadamard blocks, which cost less, nowhere or everywhere
@@ -117,6 +118,7 @@ TABLES: dict[str, tuple[list[str], list[str]]] = {
         ["W4A8"],
     ),
     "faithful": ([S2Q, "quarot"], ["W4A6", "W4A4"]),
+    "learned": ([PLUS, S2Q], ["W4A8"]),
     "epochs": ([PLUS, f"{PLUS}:optim.epochs=15"], ["W4A6", "W4A4"]),
     "leads": (
         [

@@ -23,14 +23,16 @@ def test_a_study_runs_and_says_where_it_was_made(command: str, gpu: ModuleType, 
     assert made["versions"]["torch"] == torch.__version__
     if command == "operators":
         (row,) = made["rows"]
-        assert set(row["speed_over_bfloat16"]) == {*gpu.SCHEMES, "W4A6 transform", "W4A6 groups of 64"}
+        assert set(row["speed_over_bfloat16"]) == set(row["share_of_int8_peak"]) == set(gpu.SCHEMES)
+        assert all(share > 0 for share in row["share_of_int8_peak"].values())
         assert {"W4A6: input", "W4A6: product"} <= row["median_seconds"].keys()
     if command == "efficiency":
-        stored = {(row["model"], row["bits"]): row["storage_gib"] for row in made["rows"]}
+        stored = {(row["model"], row["linears"]): row["storage_gib"] for row in made["rows"]}
         assert len(made["rows"]) == 2 * len(stored) == 2 * 3 * len(gpu.TINY)
-        assert all(stored[name, "W4A6"] < stored[name, "bfloat16"] for name in gpu.TINY)
+        assert all(stored[name, "s2q_plus W4A8"] < stored[name, "bfloat16"] for name in gpu.TINY)
     if command == "calibration":
-        assert made["rows"][0]["seconds"] > 0
+        assert [row["recipe"] for row in made["rows"]] == ["s2q_vdit W4A6", "s2q_plus W4A8"]
+        assert all(row["seconds"] > 0 for row in made["rows"])
 
 
 @pytest.mark.parametrize("name", ["CogVideoX-2B", "CogVideoX-5B", "HunyuanVideo", "Wan-14B"])
