@@ -120,6 +120,7 @@ def _bytes(module: nn.Module) -> int:
 @torch.no_grad()
 def compare(columns: int, rows_out: int, tokens: int, repeats: int) -> dict[str, Any]:
     """All candidates on one shape: median seconds in turn, ratio to bfloat16, bytes of the weight, relative error."""
+    torch.compiler.reset()  # past some compiled linears it would go back to eager
     generator = torch.Generator().manual_seed(0)
     linear = nn.Linear(columns, rows_out)
     linear.weight.data = torch.randn(rows_out, columns, generator=generator) * columns**-0.5

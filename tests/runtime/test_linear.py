@@ -9,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny import make_linear
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import s2q.runtime.linear as module
 from s2q.runtime import reference
@@ -235,3 +236,22 @@ class TestSharedInput:
         copies = copy.deepcopy(nn.ModuleList(trio))
         assert len({id(layer.shared_input) for layer in copies}) == 1
         assert copies[0].shared_input is not trio[0].shared_input
+
+
+def test_what_looks_at_calls_of_torch_sees_none_of_a_linears_own() -> None:
+    class Seen(TorchFunctionMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.functions = []
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            self.functions.append(function)
+            return function(*args, **(kwargs or {}))
+
+    linear, x = make_linear(24, 16, 4, 8), tokens(2, 3, 16)
+    with torch.no_grad():
+        expected = linear(x)
+        with Seen() as seen:
+            y = linear(x)
+    assert torch.equal(y, expected)
+    assert seen.functions == []

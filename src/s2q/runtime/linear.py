@@ -137,7 +137,7 @@ class QuantLinear(nn.Linear):
         direct = scheme.act_bits is None or torch.compiler.is_compiling()
         if direct or (torch.is_grad_enabled() and x.requires_grad):
             low_rank, transform = self.low_rank(), self.input_transform()
-            y = quantized_linear(
+            out = quantized_linear(
                 x.reshape(-1, self.in_features),
                 *self.packed_weight()[:3],
                 self.bias,
@@ -152,17 +152,22 @@ class QuantLinear(nn.Linear):
                 transform.hadamard,
                 gelu_tanh,
             )
-        else:
-            flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
-            choice = choose(self.problem(flat, gelu_tanh))
+            return out.view(*x.shape[:-1], self.out_features)
+        # What looks at calls of torch, as int8 attention does, takes longer over the dozens in there than they do.
+        with torch._C.DisableTorchFunction():
+            return self._in_two_steps(x, gelu_tanh)
 
-            def make() -> QuantizedInput:
-                return quantize_input(choice, flat, self.input_transform())
+    def _in_two_steps(self, x: Tensor, gelu_tanh: bool) -> Tensor:
+        """`forward` without an operator around it; linears that share an input take the first step once."""
+        flat = x if x.ndim == 2 else x.reshape(-1, self.in_features)
+        choice = choose(self.problem(flat, gelu_tanh))
 
-            inputs = make() if self.shared_input is None else self.shared_input.get(x, make)
-            own = self._parameters
-            y = multiply(choice, inputs, self.packed_weight(), own["bias"], self.low_rank())
-        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
+        def make() -> QuantizedInput:
+            return quantize_input(choice, flat, self.input_transform())
+
+        inputs = make() if self.shared_input is None else self.shared_input.get(x, make)
+        out = multiply(choice, inputs, self.packed_weight(), self._parameters["bias"], self.low_rank())
+        return out if x.ndim == 2 else out.view(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Every `.to`, `.half`, `.cuda` comes here: scales, transforms and branches move, but are never cast.
