@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,20 @@ def test_the_peak_is_measured_with_and_without_native_code(native: bool, monkeyp
     assert operations > 0
     run()
     assert bench.interleaved({"peak": run}, 1)["peak"] > 0
+
+
+@pytest.mark.skipif(not library.instruction_sets(), reason="s2q was installed without a C compiler")
+def test_a_call_that_is_held_up_is_not_taken_for_a_long_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def peak(rounds: int, threads: int) -> int:
+        time.sleep(0.02 if not asked else 2e-4 * rounds)
+        asked.append(rounds)
+        return rounds
+
+    monkeypatch.setattr(library, "peak", peak)
+    operations, _ = bench.peak("cpu")
+    assert operations == asked[-1] > 1
 
 
 def test_every_instruction_set_has_a_peak_and_more_threads_do_more() -> None:
