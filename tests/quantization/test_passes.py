@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from s2q.quantization.passes import Grid, Mixing, prepare
-from s2q.runtime.native import library
+from s2q.runtime.native import library, sharing
 
 SETS = library.instruction_sets()
 pytestmark = pytest.mark.skipif(not SETS, reason="s2q was installed without a C compiler")
@@ -166,7 +166,7 @@ def test_nothing_to_do_gives_the_same_values_and_gradient(each_set: str) -> None
 
 
 def test_the_number_of_threads_changes_no_bit(each_set: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(sharing, "WORTH_A_THREAD", 1)
     x, clip = rows((1500, 48)).requires_grad_(), torch.full((1,), 0.9, requires_grad=True)
     left, right, scale = (rows(shape, seed=1).requires_grad_() for shape in ((6, 6), (8, 8), (1, 48)))
     threads, found = torch.get_num_threads(), []

@@ -14,7 +14,7 @@ from s2q.numerics.packing import pack
 from s2q.numerics.quantizer import grid, quantize
 from s2q.runtime import integer, reference
 from s2q.runtime.backend import Problem
-from s2q.runtime.native import backend, library
+from s2q.runtime.native import backend, library, sharing
 from s2q.runtime.native.layout import plan_of
 from s2q.runtime.reference import ActFormat, InputTransform
 from s2q.runtime.scratch import scratch
@@ -233,12 +233,19 @@ def test_sums_are_scaled_as_defined(shape, dtype, with_bias, asymmetric, seed) -
 @needs_native
 @pytest.mark.parametrize("outputs", [24, 400])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_any_number_of_threads_gives_the_same_bits(threads: int, outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("torchs", [True, False])
+def test_any_number_of_threads_of_torchs_or_others_gives_the_same_bits(
+    torchs: bool, threads: int, outputs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     linear = make_linear(outputs, 64, 4, 6, transform=True, act_group_size=16)
     x = torch.randn(37, 64, generator=torch.Generator().manual_seed(0))
     expected = linear(x)
-    monkeypatch.setattr(library, "WORTH_A_THREAD", 16)
+    monkeypatch.setattr(sharing, "WORTH_A_THREAD", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    if not torchs:
+        monkeypatch.setattr(library, "team", lambda: None)
+    elif sharing.team():
+        monkeypatch.delattr(sharing, "_pool")
     assert torch.equal(linear(x), expected)
 
 

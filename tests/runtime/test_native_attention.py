@@ -11,6 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from s2q.runtime import attention_reference as reference
 from s2q.runtime.native import attention as native
+from s2q.runtime.native import sharing
 
 SETS = native.instruction_sets()
 needs_native = pytest.mark.skipif(not SETS, reason="s2q was installed without a C compiler")
@@ -139,7 +140,14 @@ def test_a_mask_that_is_not_a_number_gives_nan_in_its_row(wrong: float) -> None:
 
 @needs_native
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_any_number_of_threads_gives_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("torchs", [True, False])
+def test_any_number_of_threads_of_torchs_or_others_gives_the_same_bits(
+    torchs: bool, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torchs:
+        monkeypatch.setattr(native, "team", lambda: None)
+    elif sharing.team():
+        monkeypatch.delattr(sharing, "_pool")
     query, key, value = (made((2, 3, 100, 16), torch.float32, index) for index in range(3))
     centre = reference.means(key, value)
     expected = native.int8_attention(query, key, value, None, 0.25, centre)

@@ -7,6 +7,7 @@
 
 #include "machine.h"
 #include "tasks.h"
+#include "team.h"
 
 #define API __attribute__((visibility("default")))
 
@@ -88,7 +89,7 @@ static const functions *own(void) {
 }
 
 /* Increase whenever a signature or a task changes. */
-API int s2q_version(void) { return 8; }
+API int s2q_version(void) { return 9; }
 
 API const char *s2q_instruction_set(void) { return own()->name; }
 
@@ -112,6 +113,32 @@ API int s2q_multiply(const multiply_task *task, int64_t panel_first, int64_t pan
     return own()->multiply(task, panel_first, panel_last, tile_first, tile_last);
 }
 
+static int quantize_tiles(const void *task, const int64_t *more, int64_t start, int64_t stop) {
+    (void)more;
+    return own()->quantize(task, start, stop);
+}
+
+static int multiply_panels(const void *task, const int64_t *tiles, int64_t start, int64_t stop) {
+    return own()->multiply(task, start, stop, tiles[0], tiles[1]);
+}
+
+static int multiply_tiles(const void *task, const int64_t *tiles, int64_t start, int64_t stop) {
+    return own()->multiply(task, 0, tiles[2], tiles[0] + start, tiles[0] + stop);
+}
+
+/* `s2q_quantize` of all tiles, in `parts` ranges by a team of `size` threads. */
+API int s2q_quantize_shared(const team *threads, int64_t size, const quantize_task *task, int64_t tiles, int64_t parts) {
+    return share_out(threads, size, quantize_tiles, task, NULL, tiles, parts);
+}
+
+/* `s2q_multiply` of tiles [first, last) and all panels, in ranges of panels, or of tiles. */
+API int s2q_multiply_shared(const team *threads, int64_t size, const multiply_task *task, int64_t first, int64_t last,
+                            int64_t panels, int64_t parts, int by_panels) {
+    const int64_t tiles[] = {first, last, panels};
+    return by_panels ? share_out(threads, size, multiply_panels, task, tiles, panels, parts)
+                     : share_out(threads, size, multiply_tiles, task, tiles, last - first, parts);
+}
+
 API void s2q_unpack_nibbles(const uint8_t *packed, int64_t rows, int64_t columns, int8_t *codes) {
     own()->unpack_nibbles(packed, rows, columns, codes);
 }
@@ -122,6 +149,19 @@ API int s2q_scale_sums(const int32_t *sums, int64_t rows, int64_t columns, const
 }
 
 API int64_t s2q_peak(int64_t rounds, int32_t *out) { return own()->peak(rounds, out); }
+
+static int peak_of_each(const void *done, const int64_t *rounds, int64_t start, int64_t stop) {
+    int32_t out;
+    for (int64_t i = start; i < stop; i++) __atomic_fetch_add((int64_t *)done, own()->peak(*rounds, &out), __ATOMIC_RELAXED);
+    return 0;
+}
+
+/* `s2q_peak` of each of a team of `size` threads. */
+API int64_t s2q_peak_shared(const team *threads, int64_t size, int64_t rounds) {
+    int64_t done = 0;
+    share_out(threads, size, peak_of_each, &done, &rounds, size, size);
+    return done;
+}
 
 API void s2q_round_groups(const float *x, int64_t groups, int64_t size, const float *clip, int bits, int symmetric,
                           float *out) {

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from s2q.runtime.native.library import load, share
+from s2q.runtime.native.library import load
+from s2q.runtime.native.sharing import share
 
 SIZE = 4
 """Bytes of a value."""

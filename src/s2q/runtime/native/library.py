@@ -1,17 +1,18 @@
-"""Load the native code and call it: work shared out over torch's number of threads, tensors by their addresses."""
+"""Load the native code and call it: work shared out over threads, tensors by their addresses."""
 
 import ctypes
 import importlib.util
 import os
 import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
 
-VERSION = 8
+from s2q.runtime.native.sharing import enough, share, share_out, team, worth
+
+VERSION = 9
 MODULE = "s2q.runtime.native._native"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 # Orders of the codes, rows of a tile, rows and columns of a square, and outputs of a panel, as in tasks.h and panel.h.
@@ -19,19 +20,20 @@ NATURAL, TILES, SHIFTED, SQUARES = range(4)
 TILE, SHIFTED_TILE, SIDE, STEP, PANEL = 8, 6, 16, 64, 32
 AMX = "AMX"
 """The instruction set whose product takes SQUARES."""
-# Operations of a pass over the values below which a second thread costs more than it saves.
-WORTH_A_THREAD = 1 << 18
 
 _POINTER, _SIZE, _INT, _TASK = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_char_p
 _SIGNATURES = {
     "s2q_quantize": ((_TASK, _SIZE, _SIZE), _INT),
     "s2q_multiply": ((_TASK, _SIZE, _SIZE, _SIZE, _SIZE), _INT),
+    "s2q_quantize_shared": ((_POINTER, _SIZE, _TASK, _SIZE, _SIZE), _INT),
+    "s2q_multiply_shared": ((_POINTER, _SIZE, _TASK, _SIZE, _SIZE, _SIZE, _SIZE, _INT), _INT),
     "s2q_unpack_nibbles": ((_POINTER, _SIZE, _SIZE, _POINTER), None),
     "s2q_scale_sums": (
         (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _POINTER, _POINTER, _POINTER, _INT, _POINTER),
         _INT,
     ),
     "s2q_peak": ((_SIZE, _POINTER), _SIZE),
+    "s2q_peak_shared": ((_POINTER, _SIZE, _SIZE), _SIZE),
     "s2q_round_groups": ((_POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT, _POINTER), None),
     "s2q_round_groups_back": (
         (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _INT, _INT, _POINTER, _POINTER),
@@ -157,8 +159,12 @@ def quantize(task: bytes, tiles: int, work: int) -> None:
         tiles: tiles of the rows.
         work: operations of the whole, to judge how many threads are worth it.
     """
+    parts, threads = min(tiles, worth(work)), team()
+    if parts > 1 and threads:
+        enough(load().s2q_quantize_shared(threads, torch.get_num_threads(), task, tiles, parts))
+        return
     function = load().s2q_quantize
-    share(lambda start, stop: function(task, start, stop), tiles, work)
+    share_out(lambda start, stop: function(task, start, stop), tiles, parts)
 
 
 def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None:
@@ -166,11 +172,17 @@ def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None
 
     Threads take panels each, or tiles where panels are few.
     """
+    by_panels = panels >= 4 * torch.get_num_threads()
+    parts, threads = min(panels if by_panels else last - first, worth(work)), team()
+    if parts > 1 and threads:
+        size = torch.get_num_threads()
+        enough(load().s2q_multiply_shared(threads, size, task, first, last, panels, parts, by_panels))
+        return
     function = load().s2q_multiply
-    if panels >= 4 * torch.get_num_threads():
-        share(lambda start, stop: function(task, start, stop, first, last), panels, work)
+    if by_panels:
+        share_out(lambda start, stop: function(task, start, stop, first, last), panels, parts)
     else:
-        share(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, work)
+        share_out(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, parts)
 
 
 def unpack_nibbles(packed: Tensor, out: Tensor) -> Tensor:
@@ -222,6 +234,9 @@ def peak(rounds: int, threads: int) -> int:
     Args:
         rounds: of each thread.
     """
+    shared = team() if threads > 1 else None
+    if shared:
+        return load().s2q_peak_shared(shared, threads, rounds)
     function = load().s2q_peak
     done: list[int] = []
 
@@ -231,29 +246,3 @@ def peak(rounds: int, threads: int) -> int:
 
     share_out(part, threads, threads)
     return sum(done)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="s2q")
-
-
-def share(part: Callable[[int, int], int | None], count: int, work: int) -> None:
-    """Call `part` on ranges that together are `count`, on as many threads as `work` is worth, see `share_out`."""
-    share_out(part, count, 1 if work < 2 * WORTH_A_THREAD else min(torch.get_num_threads(), work // WORTH_A_THREAD))
-
-
-def share_out(part: Callable[[int, int], int | None], count: int, threads: int) -> None:
-    """Call `part` on ranges that together are `count`, one a thread.
-
-    Raises:
-        MemoryError: a `part` returned other than 0 or None.
-    """
-    threads = min(threads, count)
-    if threads <= 1:
-        failed = count > 0 and part(0, count)
-    else:
-        bounds = [count * index // threads for index in range(threads + 1)]
-        failed = any(list(_pool().map(part, bounds[:-1], bounds[1:])))
-    if failed:
-        raise MemoryError("no memory for the scratch of the native code")
