@@ -105,7 +105,7 @@ def peers(made: Mapping[str, Any]) -> str:
         for block in blocks:
             own = [shape for shape in shapes if (shape["model"], shape["m"]) == block]
             known = all(name in shape["rows"] for shape in own)
-            cells.append(f"{_together(own, plain) / _together(own, name):.2f}×" if known else "—")
+            cells.append(f"{six_seconds(own, plain) / six_seconds(own, name):.2f}×" if known else "—")
         shape = next(shape["rows"] for shape in shapes if name in shape["rows"])
         told = [f"{shape[name]['bytes'] / shape[plain]['bytes']:.2f}", f"{shape[name]['relative_error']:.1e}"]
         rows.append([name, *cells, *told])
@@ -115,7 +115,7 @@ def peers(made: Mapping[str, Any]) -> str:
     return f"{_lines(heads, rows)}\n\n{said}\n{used}; {_threads(made)}, {made['capability']}. `{made['command']}`\n"
 
 
-def _together(shapes: Sequence[Mapping[str, Any]], name: str) -> float:
+def six_seconds(shapes: Sequence[Mapping[str, Any]], name: str) -> float:
     """Seconds of a block's six linears, see `_of_a_block`."""
     return sum(_times(shape) * shape["rows"][name]["median_seconds"] for shape in shapes)
 
