@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from s2q import random_model
-from s2q.bench import BLOCKS, TRANSFORM, peak, scheme_of
+from s2q.bench import BLOCKS, GROUPS, TRANSFORM, peak, scheme_of
 from s2q.models.blocks import joined_tokens, record_calls, replay
 from s2q.models.lookup import resolve
 from s2q.quantization.block import calibrate_block
@@ -52,14 +52,13 @@ WIDTHS = {
     "Wan-14B": [(5120, 5120), (5120, 13824), (13824, 5120)],
 }
 # Of W4A6 with what `s2q_vdit` has beside, and of W4A8 with what the default has.
-GROUPS = {"group_size": 64, "act_group_size": 64, "symmetric_weights": False, "symmetric_acts": False}
 SCHEMES: dict[str, tuple[int, int, dict[str, Any]]] = {
     "W4A6": (4, 6, {}),
     "W4A4": (4, 4, {}),
     "W4A8": (4, 8, {}),
     "W8A8": (8, 8, {}),
     "W4A6 transform": (4, 6, TRANSFORM),
-    "W4A6 groups of 64": (4, 6, GROUPS),
+    "W4A6 groups of 64": (4, 6, GROUPS | {"group_size": 64}),
     "W4A8 Hadamard blocks": (4, 8, BLOCKS),
 }
 # The paper's recipe at its bits, and the default.

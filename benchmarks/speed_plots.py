@@ -16,12 +16,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
-from speed_tables import FLOATS, six_seconds
+from speed_tables import FLOATS, PLAIN, library_speeds
 
 from s2q.evaluation.figure_style import FLOAT, INK, MUTED, PRINTED, QUANTIZED, figure_style, new_axes
 
 RESULTS, IMAGES = Path("benchmarks/results"), Path("docs/images")
-PLAIN = "torch bfloat16"
 BLOCK = ("CogVideoX-2B", 1024)
 """The model and the number of tokens that libraries are shown at."""
 DEFAULT = "s2q_plus W4A8"
@@ -33,10 +32,8 @@ BLOCKS = {
 
 def libraries(made: Mapping[str, Any]) -> Figure:
     """Speed of a block's six linears over bfloat16's, a row for each library's, the fastest at the top."""
-    shapes = [shape for shape in made["shapes"] if (shape["model"], shape["m"]) == BLOCK]
-    names = [name for name in shapes[0]["rows"] if name != PLAIN and all(name in shape["rows"] for shape in shapes)]
-    speeds = {name: six_seconds(shapes, PLAIN) / six_seconds(shapes, name) for name in names}
-    ordered = sorted(speeds, key=speeds.get)
+    speeds = library_speeds(made, *BLOCK)
+    ordered = sorted(speeds.keys() - {PLAIN}, key=speeds.get)
     figure, axes = new_axes(7.0, 0.9 + 0.24 * len(ordered))
     for place, name in enumerate(ordered):
         colour = PRINTED[QUANTIZED if name.startswith("s2q") else MUTED]

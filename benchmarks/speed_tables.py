@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FLOATS = ("float32", "bfloat16")
+PLAIN = "torch bfloat16"
 # What is told of a linear beside its ratios, of bfloat16 tokens.
 SHARES = {
     "shares_of_peak": "of the peak of integer products",
@@ -11,8 +12,10 @@ SHARES = {
 }
 
 
-def _lines(heads: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+def _table(heads: list[str], rows: list[list[str]], said: str, made: Mapping[str, Any]) -> str:
+    """The rows, and below them what is `said` of how they were made, with the command."""
+    lines = ("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+    return "\n".join(lines) + f"\n\n{said} `{made['command']}`\n"
 
 
 def _threads(made: Mapping[str, Any]) -> str:
@@ -35,7 +38,7 @@ def efficiency(made: Mapping[str, Any]) -> str:
         for name, row in made["rows"].items()
     ]
     said = f"{made['model']}, {made['tokens']} tokens, batch {made['batch']}, {_threads(made)}, {made['capability']}."
-    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+    return _table(heads, rows, said, made)
 
 
 def linear(made: Mapping[str, Any]) -> str:
@@ -60,7 +63,7 @@ def linear(made: Mapping[str, Any]) -> str:
             lines.append([model, "**a block's six**", str(tokens), *(f"**{cell}**" for cell in told)])
     figures = " / ".join(["× float32", "× bfloat16", *shares])
     said = f"{figures}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
-    return f"{_lines(heads, lines)}\n\n{said} `{made['command']}`\n"
+    return _table(heads, lines, said, made)
 
 
 def _of_a_block(rows: Sequence[Mapping[str, Any]], scheme: str, kind: str) -> float:
@@ -91,7 +94,7 @@ def growth(made: Mapping[str, Any]) -> str:
             ]
         )
     heads = ["cost against", "measured", "foretold", "measured", "off by"]
-    return f"{_lines(heads, rows)}\n\n{made['recipe']}, {_threads(made)}. `{made['command']}`\n"
+    return _table(heads, rows, f"{made['recipe']}, {_threads(made)}.", made)
 
 
 def peers(made: Mapping[str, Any]) -> str:
@@ -99,20 +102,23 @@ def peers(made: Mapping[str, Any]) -> str:
     shapes, names = made["shapes"], {name: None for shape in made["shapes"] for name in shape["rows"]}
     blocks = list(dict.fromkeys((shape["model"], shape["m"]) for shape in shapes))
     heads = ["", *(f"{model}, M = {tokens}" for model, tokens in blocks), "bytes, of bfloat16", "error"]
-    plain, rows = "torch bfloat16", []
+    speeds, rows = [library_speeds(made, *block) for block in blocks], []
     for name in names:
-        cells = []
-        for block in blocks:
-            own = [shape for shape in shapes if (shape["model"], shape["m"]) == block]
-            known = all(name in shape["rows"] for shape in own)
-            cells.append(f"{six_seconds(own, plain) / six_seconds(own, name):.2f}×" if known else "—")
+        cells = [f"{own[name]:.2f}×" if name in own else "—" for own in speeds]
         shape = next(shape["rows"] for shape in shapes if name in shape["rows"])
-        told = [f"{shape[name]['bytes'] / shape[plain]['bytes']:.2f}", f"{shape[name]['relative_error']:.1e}"]
+        told = [f"{shape[name]['bytes'] / shape[PLAIN]['bytes']:.2f}", f"{shape[name]['relative_error']:.1e}"]
         rows.append([name, *cells, *told])
     refused = {name: why for shape in shapes for name, why in shape["refused"].items()}
     said = "".join(f"- {name} could not be had: `{why}`\n" for name, why in refused.items())
     used = ", ".join(f"{name} {number}" for name, number in made["versions"].items())
-    return f"{_lines(heads, rows)}\n\n{said}\n{used}; {_threads(made)}, {made['capability']}. `{made['command']}`\n"
+    return _table(heads, rows, f"{said}\n{used}; {_threads(made)}, {made['capability']}.", made)
+
+
+def library_speeds(made: Mapping[str, Any], model: str, tokens: int) -> dict[str, float]:
+    """Linear of a library → how many times as fast as bfloat16 a block's six are, of those that all of them could be had of."""
+    own = [shape for shape in made["shapes"] if (shape["model"], shape["m"]) == (model, tokens)]
+    names = [name for name in own[0]["rows"] if all(name in shape["rows"] for shape in own)]
+    return {name: six_seconds(own, PLAIN) / six_seconds(own, name) for name in names}
 
 
 def six_seconds(shapes: Sequence[Mapping[str, Any]], name: str) -> float:
@@ -135,12 +141,13 @@ def blocks(made: Mapping[str, Any]) -> str:
         for recipe in dict.fromkeys(name.rpartition(", over")[0] for name in row["ratios"])
     ]
     said = f"Tokens of the same dtype on both sides, {_threads(made)}, {made['instruction_set']}."
-    return f"{_lines(heads, rows)}\n\n{said} `{made['command']}`\n"
+    return _table(heads, rows, said, made)
 
 
 def attention(made: Mapping[str, Any]) -> str:
     """Int8 attention against torch's."""
     heads = ["heads of", "H × D", "tokens", *FLOATS, *(f"int8 from {kind}" for kind in FLOATS)]
+    heads += [f"× {kind}" for kind in FLOATS]
     rows = [
         [
             row["model"],
@@ -151,8 +158,7 @@ def attention(made: Mapping[str, Any]) -> str:
         ]
         for row in made["rows"]
     ]
-    said = f"{_threads(made)}, {made['instruction_set']}."
-    return f"{_lines([*heads, *(f'× {kind}' for kind in FLOATS)], rows)}\n\n{said} `{made['command']}`\n"
+    return _table(heads, rows, f"{_threads(made)}, {made['instruction_set']}.", made)
 
 
 def clip(made: Mapping[str, Any]) -> str:
@@ -170,7 +176,7 @@ def clip(made: Mapping[str, Any]) -> str:
         for study in made["studies"]
         for name, row in study["rows"].items()
     ]
-    return f"{_lines(heads, rows)}\n\n{made['bits']}, {_threads(made)}, {made['capability']}. `{made['command']}`\n"
+    return _table(heads, rows, f"{made['bits']}, {_threads(made)}, {made['capability']}.", made)
 
 
 def learning(made: Mapping[str, Any]) -> str:
@@ -187,4 +193,4 @@ def learning(made: Mapping[str, Any]) -> str:
         for row in made["rows"]
         for recipe, ratio in row["ratios"].items()
     ]
-    return f"{_lines(heads, rows)}\n\n{_threads(made)}, {made['instruction_set']}. `{made['command']}`\n"
+    return _table(heads, rows, f"{_threads(made)}, {made['instruction_set']}.", made)

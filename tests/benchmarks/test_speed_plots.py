@@ -28,11 +28,11 @@ def test_every_picture_of_the_documents_is_drawn_anew(
             assert made.size == kept.size
 
 
-def test_bars_are_the_ratios_of_the_table(plots: ModuleType) -> None:
-    made = plots.read("peers")
+def test_bars_are_the_ratios_of_the_table(plots: ModuleType, script: Callable[[str], ModuleType]) -> None:
+    made, six_seconds = plots.read("peers"), script("speed_tables").six_seconds
     bars = plots.libraries(made).axes[0].patches
-    table = plots.six_seconds([s for s in made["shapes"] if (s["model"], s["m"]) == plots.BLOCK], plots.PLAIN)
-    own = plots.six_seconds([s for s in made["shapes"] if (s["model"], s["m"]) == plots.BLOCK], "s2q W4A8")
+    table = six_seconds([s for s in made["shapes"] if (s["model"], s["m"]) == plots.BLOCK], plots.PLAIN)
+    own = six_seconds([s for s in made["shapes"] if (s["model"], s["m"]) == plots.BLOCK], "s2q W4A8")
     assert any(bar.get_width() == pytest.approx(table / own) for bar in bars)
     assert [bar.get_width() for bar in bars] == sorted(bar.get_width() for bar in bars)
 

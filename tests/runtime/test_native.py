@@ -243,7 +243,7 @@ def test_any_number_of_threads_of_torchs_or_others_gives_the_same_bits(
     monkeypatch.setattr(sharing, "WORTH_A_THREAD", 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     if not torchs:
-        monkeypatch.setattr(library, "team", lambda: None)
+        monkeypatch.setattr(sharing, "team", lambda: None)
     elif sharing.team():
         monkeypatch.delattr(sharing, "_pool")
     assert torch.equal(linear(x), expected)

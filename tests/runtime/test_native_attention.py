@@ -145,7 +145,7 @@ def test_any_number_of_threads_of_torchs_or_others_gives_the_same_bits(
     torchs: bool, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not torchs:
-        monkeypatch.setattr(native, "team", lambda: None)
+        monkeypatch.setattr(sharing, "team", lambda: None)
     elif sharing.team():
         monkeypatch.delattr(sharing, "_pool")
     query, key, value = (made((2, 3, 100, 16), torch.float32, index) for index in range(3))

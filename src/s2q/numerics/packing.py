@@ -8,9 +8,10 @@ For 4 bits this is eight nibbles a word, the lowest nibble first.
 import torch
 from torch import Tensor
 
+from s2q.numerics.parts import height
 from s2q.numerics.quantizer import integer_range
 
-# Codes that are unpacked at a time, so that each pass over them finds them in the cache.
+# Codes that are unpacked at a time: bytes, of which more stay in a cache than of floats.
 SOME_CODES = 1 << 20
 
 
@@ -73,7 +74,7 @@ def unpack(words: Tensor, bits: int, columns: int) -> Tensor:
 
 def unpack_nibbles(words: Tensor, out: Tensor) -> Tensor:
     """Whole words of 4-bit codes, int32 [N, K/8], into `out`, int8 [N, K] contiguous, which is returned."""
-    data, some = words.contiguous().view(torch.uint8), max(1, SOME_CODES // out.shape[1])
+    data, some = words.contiguous().view(torch.uint8), height(out, SOME_CODES)
     for packed, codes in zip(data.split(some), out.split(some), strict=True):
         # A byte's nibbles become the two bytes of a pair, the lower one first.
         pairs = codes.view(torch.int16).copy_(packed)

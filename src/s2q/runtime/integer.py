@@ -9,22 +9,20 @@ from torch import Tensor
 
 from s2q.numerics.packing import unpack, unpack_nibbles
 from s2q.numerics.parts import height
-from s2q.numerics.quantizer import dequantize, quantize
+from s2q.numerics.quantizer import dequantize
 from s2q.runtime.backend import PackedWeight, Problem
 from s2q.runtime.native import library as native
 from s2q.runtime.native.backend import quantize_rows
 from s2q.runtime.reference import (
-    ActFormat,
     CodedWeight,
     InputTransform,
     LowRank,
     QuantizedInput,
     gelu_tanh,
-    input_grid,
     integer_product,
     low_rank_input,
+    quantize_input,
     scaled_product,
-    transform_input,
 )
 from s2q.runtime.scratch import scratch
 
@@ -87,7 +85,10 @@ class TorchBackend:
         keep = problem.low_rank > 0 and not problem.low_rank_on_codes
         if native.why_not(x.device, x.dtype) is None:
             return quantize_rows(x, transform, problem, keep)
-        parts = [_quantize(part, transform, problem.acts, keep) for part in x.split(height(x))]
+        parts = []
+        for part in x.split(height(x)):
+            made = quantize_input(part, transform, problem.acts)
+            parts.append(made if keep else made._replace(values=None))
         return QuantizedInput(*(None if one[0] is None else torch.cat(one) for one in zip(*parts, strict=True)))
 
     def natural(self, inputs: QuantizedInput, problem: Problem) -> QuantizedInput:
@@ -136,12 +137,6 @@ class TorchBackend:
             own = slice(start, min(start + CHUNK_ROWS, rows))
             out[own] = part(own)
         return out
-
-
-def _quantize(x: Tensor, transform: InputTransform, acts: ActFormat, keep: bool) -> QuantizedInput:
-    values = transform_input(x, transform)
-    scale, zero = input_grid(values, transform, acts)
-    return QuantizedInput(quantize(values, scale, acts.bits, zero), scale, zero, values if keep else None)
 
 
 def _finished(y: Tensor, branch: Tensor | None, bias: Tensor | None, gelu: bool) -> Tensor:

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from s2q.runtime.attention_reference import KEYS, Means
 from s2q.runtime.native.library import why_not_there
-from s2q.runtime.native.sharing import enough, share_out, team
+from s2q.runtime.native.sharing import give_out
 
-VERSION = 4
+VERSION = 5
 MODULE = "s2q.runtime.native._attention"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 MASK_KINDS = {None: 0, torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
@@ -55,8 +55,8 @@ def _load() -> ctypes.CDLL | str:
         library.s2q_attention_set.restype = ctypes.c_char_p
         for name in ("s2q_attention_pack", "s2q_attention_run"):
             getattr(library, name).argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-        sizes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
-        library.s2q_attention_shared.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, ctypes.c_int, *sizes)
+        pointer, size, integer = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+        library.s2q_attention_shared.argtypes = (pointer, size, pointer, integer, integer, size, size)
         version = library.s2q_attention_version()
     except (OSError, AttributeError) as error:
         return f"cannot be loaded: {error}"
@@ -127,18 +127,16 @@ def int8_attention(
             getattr(attention, f"{name}_stride")[:] = tensor.stride()[: _STRIDES[f"{name}_stride"]]
     library, sets = _load(), instruction_sets()
     chosen = sets.index(instruction_set or sets[-1])
-    tiles, threads = rows * -(-queries // QUERIES), torch.get_num_threads()
-    parts, own = min(threads, max(1, rows * queries * keys * width // WORTH_A_THREAD)), team()
-    if parts > 1 and own:
-        enough(library.s2q_attention_shared(own, threads, ctypes.addressof(attention), chosen, rows, tiles, parts))
-        return out
-    for function, count in (
-        (library.s2q_attention_pack, rows),
-        (library.s2q_attention_run, tiles),
-    ):
-        share_out(
-            lambda start, stop, function=function: function(ctypes.addressof(attention), chosen, start, stop),
+    task = ctypes.addressof(attention)
+    threads = min(torch.get_num_threads(), max(1, rows * queries * keys * width // WORTH_A_THREAD))
+    steps = ((library.s2q_attention_pack, rows), (library.s2q_attention_run, rows * -(-queries // QUERIES)))
+    for step, (function, count) in enumerate(steps):
+        give_out(
+            lambda start, stop, function=function: function(task, chosen, start, stop),
+            lambda team, size, parts, step=step, count=count: library.s2q_attention_shared(
+                team, size, task, chosen, step, count, parts
+            ),
             count,
-            parts,
+            threads,
         )
     return out

@@ -37,7 +37,7 @@ static const struct set SETS[] = {ENTRY(baseline, "baseline")};
 #endif
 
 /* Increase whenever a signature or the structure changes. */
-API int s2q_attention_version(void) { return 4; }
+API int s2q_attention_version(void) { return 5; }
 
 /* How many sets this machine can run, worst first. */
 API int s2q_attention_sets(void) { return best() + 1; }
@@ -60,10 +60,9 @@ static int run_tiles(const void *a, const int64_t *set, int64_t start, int64_t s
     return SETS[*set].run(a, start, stop);
 }
 
-/* `s2q_attention_pack` of all `heads`, then `s2q_attention_run` of all `tiles`, in `parts` ranges by a team of `size` threads. */
-API int s2q_attention_shared(const team *threads, int64_t size, const struct attention *a, int set, int64_t heads,
-                             int64_t tiles, int64_t parts) {
+/* `s2q_attention_pack` of `count` heads, or `s2q_attention_run` of `count` tiles, in `parts` ranges by a team of `size` threads. */
+API int s2q_attention_shared(const team *threads, int64_t size, const struct attention *a, int set, int run, int64_t count,
+                             int64_t parts) {
     const int64_t chosen = set;
-    return share_out(threads, size, pack_heads, a, &chosen, heads, parts) ||
-           share_out(threads, size, run_tiles, a, &chosen, tiles, parts);
+    return share_out(threads, size, run ? run_tiles : pack_heads, a, &chosen, count, parts);
 }

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from s2q.runtime.native.sharing import enough, share, share_out, team, worth
+from s2q.runtime.native.sharing import give_out, share, share_out, team, worth
 
 VERSION = 9
 MODULE = "s2q.runtime.native._native"
@@ -159,12 +159,13 @@ def quantize(task: bytes, tiles: int, work: int) -> None:
         tiles: tiles of the rows.
         work: operations of the whole, to judge how many threads are worth it.
     """
-    parts, threads = min(tiles, worth(work)), team()
-    if parts > 1 and threads:
-        enough(load().s2q_quantize_shared(threads, torch.get_num_threads(), task, tiles, parts))
-        return
-    function = load().s2q_quantize
-    share_out(lambda start, stop: function(task, start, stop), tiles, parts)
+    native = load()
+    give_out(
+        lambda start, stop: native.s2q_quantize(task, start, stop),
+        lambda own, size, parts: native.s2q_quantize_shared(own, size, task, tiles, parts),
+        tiles,
+        worth(work),
+    )
 
 
 def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None:
@@ -172,17 +173,19 @@ def multiply(task: bytes, first: int, last: int, panels: int, work: int) -> None
 
     Threads take panels each, or tiles where panels are few.
     """
-    by_panels = panels >= 4 * torch.get_num_threads()
-    parts, threads = min(panels if by_panels else last - first, worth(work)), team()
-    if parts > 1 and threads:
-        size = torch.get_num_threads()
-        enough(load().s2q_multiply_shared(threads, size, task, first, last, panels, parts, by_panels))
-        return
-    function = load().s2q_multiply
-    if by_panels:
-        share_out(lambda start, stop: function(task, start, stop, first, last), panels, parts)
-    else:
-        share_out(lambda start, stop: function(task, 0, panels, first + start, first + stop), last - first, parts)
+    native, by_panels = load(), panels >= 4 * torch.get_num_threads()
+
+    def part(start: int, stop: int) -> int:
+        if by_panels:
+            return native.s2q_multiply(task, start, stop, first, last)
+        return native.s2q_multiply(task, 0, panels, first + start, first + stop)
+
+    give_out(
+        part,
+        lambda own, size, parts: native.s2q_multiply_shared(own, size, task, first, last, panels, parts, by_panels),
+        panels if by_panels else last - first,
+        worth(work),
+    )
 
 
 def unpack_nibbles(packed: Tensor, out: Tensor) -> Tensor:

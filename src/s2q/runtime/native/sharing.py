@@ -23,19 +23,16 @@ class _Team(ctypes.Structure):
 
 
 @cache
-def _team() -> _Team | None:
+def team() -> Any:
+    """The threads of torch's own operations, to pass to native code; None if they are not OpenMP's."""
+    if not torch.backends.openmp.is_available():
+        return None
     try:
         runtime = ctypes.CDLL(None)  # what torch has loaded for all
         functions = (runtime.GOMP_parallel, runtime.omp_get_thread_num, runtime.omp_get_num_threads)
     except (AttributeError, OSError, TypeError):
         return None
-    return _Team(*(ctypes.cast(function, ctypes.c_void_p) for function in functions))
-
-
-def team() -> Any:
-    """The threads of torch's own operations, to pass to the functions that share work out; None if they are not OpenMP's."""
-    own = _team() if torch.backends.openmp.is_available() else None
-    return None if own is None else ctypes.byref(own)
+    return ctypes.byref(_Team(*(ctypes.cast(function, ctypes.c_void_p) for function in functions)))
 
 
 @cache
@@ -51,6 +48,21 @@ def worth(work: int) -> int:
 def share(part: Callable[[int, int], int | None], count: int, work: int) -> None:
     """Call `part` on ranges that together are `count`, on as many threads as `work` is worth, see `share_out`."""
     share_out(part, count, worth(work))
+
+
+def give_out(
+    part: Callable[[int, int], int | None], by_team: Callable[[Any, int, int], int], count: int, threads: int
+) -> None:
+    """`share_out`, or the same by `team`, which native code has a function for.
+
+    Args:
+        by_team: takes the team, its size, and the number of ranges; returns other than 0 if one of them failed.
+    """
+    parts, own = min(count, threads), team()
+    if parts > 1 and own:
+        enough(by_team(own, torch.get_num_threads(), parts))
+    else:
+        share_out(part, count, parts)
 
 
 def share_out(part: Callable[[int, int], int | None], count: int, threads: int) -> None:
