@@ -6,7 +6,7 @@
 
 #include "attention.h"
 
-int s2q_attention_sets(void);
+const char *s2q_attention_set(int);
 int s2q_attention_pack(const struct attention *, int, int64_t, int64_t);
 int s2q_attention_run(const struct attention *, int, int64_t, int64_t);
 
@@ -71,7 +71,7 @@ static int round_of(int index) {
     const int64_t padded = a.blocks * KEYS, size = rows * a.queries * a.value_width * (a.dtype == FLOAT32 ? 4 : 2);
     char *first = NULL;
     int failed = 0;
-    for (int set = 0; set < s2q_attention_sets() && !failed; set++) {
+    for (int set = 0; s2q_attention_set(set) && !failed; set++) {
         a.key_codes = exactly(rows * padded * a.quads * 4);
         a.key_start = exactly(rows * padded * 4);
         a.key_step = exactly(rows * padded * 4);

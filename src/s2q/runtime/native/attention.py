@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import itertools
 import math
 from functools import cache
 
@@ -12,7 +13,7 @@ from s2q.runtime.attention_reference import KEYS, Means
 from s2q.runtime.native.library import why_not_there
 from s2q.runtime.native.sharing import give_out
 
-VERSION = 5
+VERSION = 6
 MODULE = "s2q.runtime.native._attention"
 KINDS = {torch.float32: 0, torch.bfloat16: 1}
 MASK_KINDS = {None: 0, torch.bool: 1, torch.float32: 2, torch.bfloat16: 3}
@@ -77,7 +78,7 @@ def instruction_sets() -> list[str]:
     library = _load()
     if isinstance(library, str):
         return []
-    return [library.s2q_attention_set(index).decode() for index in range(library.s2q_attention_sets())]
+    return [name.decode() for name in itertools.takewhile(bool, map(library.s2q_attention_set, itertools.count()))]
 
 
 def int8_attention(

@@ -2,6 +2,8 @@
 #ifdef AMX
 #define _GNU_SOURCE
 #endif
+#include <stddef.h>
+
 #include "attention.h"
 #include "machine.h"
 #include "team.h"
@@ -11,53 +13,68 @@
 typedef int part(const struct attention *, int64_t, int64_t);
 
 struct set {
+    int needs; /* of machine.h */
     const char *name;
     part *pack, *run;
 };
 
 #define DECLARE(set) part s2q_attention_pack_##set, s2q_attention_run_##set
-#define ENTRY(set, name) {name, s2q_attention_pack_##set, s2q_attention_run_##set}
+#define ENTRY(set, name, needs) {needs, name, s2q_attention_pack_##set, s2q_attention_run_##set}
 
 DECLARE(baseline);
 #ifdef X86
 DECLARE(avx2);
+#ifdef AVX_VNNI_BUILT
+DECLARE(avxvnni);
+#endif
 DECLARE(avx512);
 DECLARE(vnni);
 #ifdef AMX
 DECLARE(amx);
 #endif
 static const struct set SETS[] = {
-    ENTRY(baseline, "baseline"), ENTRY(avx2, "AVX2"), ENTRY(avx512, "AVX-512"), ENTRY(vnni, "AVX-512 VNNI"),
+    ENTRY(baseline, "baseline", PLAIN),
+    ENTRY(avx2, "AVX2", AVX2),
+#ifdef AVX_VNNI_BUILT
+    ENTRY(avxvnni, "AVX-VNNI", AVX_VNNI),
+#endif
+    ENTRY(avx512, "AVX-512", AVX512),
+    ENTRY(vnni, "AVX-512 VNNI", AVX512_VNNI),
 #ifdef AMX
-    ENTRY(amx, "AMX"),
+    ENTRY(amx, "AMX", AMX_INT8),
 #endif
 };
 #else
-static const struct set SETS[] = {ENTRY(baseline, "baseline")};
+static const struct set SETS[] = {ENTRY(baseline, "baseline", PLAIN)};
 #endif
 
+/* Set `index` of those that this machine can run, worst first; NULL beyond. */
+static const struct set *set_at(int64_t index) {
+    for (size_t i = 0; i < sizeof SETS / sizeof *SETS; i++)
+        if (can_run(SETS[i].needs) && index-- == 0) return &SETS[i];
+    return NULL;
+}
+
 /* Increase whenever a signature or the structure changes. */
-API int s2q_attention_version(void) { return 5; }
+API int s2q_attention_version(void) { return 6; }
 
-/* How many sets this machine can run, worst first. */
-API int s2q_attention_sets(void) { return best() + 1; }
-
-API const char *s2q_attention_set(int set) { return SETS[set].name; }
+/* Name of set `set` of those that this machine can run, worst first; NULL beyond. */
+API const char *s2q_attention_set(int set) { return set_at(set) ? set_at(set)->name : NULL; }
 
 API int s2q_attention_pack(const struct attention *a, int set, int64_t start, int64_t stop) {
-    return SETS[set].pack(a, start, stop);
+    return set_at(set)->pack(a, start, stop);
 }
 
 API int s2q_attention_run(const struct attention *a, int set, int64_t start, int64_t stop) {
-    return SETS[set].run(a, start, stop);
+    return set_at(set)->run(a, start, stop);
 }
 
 static int pack_heads(const void *a, const int64_t *set, int64_t start, int64_t stop) {
-    return SETS[*set].pack(a, start, stop);
+    return set_at(*set)->pack(a, start, stop);
 }
 
 static int run_tiles(const void *a, const int64_t *set, int64_t start, int64_t stop) {
-    return SETS[*set].run(a, start, stop);
+    return set_at(*set)->run(a, start, stop);
 }
 
 /* `s2q_attention_pack` of `count` heads, or `s2q_attention_run` of `count` tiles, in `parts` ranges by a team of `size` threads. */

@@ -13,6 +13,7 @@
 
 typedef struct {
     const char *name;
+    int needs; /* of machine.h */
     int (*quantize)(const quantize_task *, int64_t, int64_t);
     int (*multiply)(const multiply_task *, int64_t, int64_t, int64_t, int64_t);
     void (*unpack_nibbles)(const uint8_t *, int64_t, int64_t, int8_t *);
@@ -43,8 +44,9 @@ typedef struct {
     int s2q_kronecker_##set(const float *, int64_t, int64_t, int64_t, const float *, const float *, float *);         \
     int s2q_kronecker_back_##set(const float *, const float *, int64_t, int64_t, int64_t, const float *,              \
                                  const float *, float *, float *, float *);
-#define OF(set, name)                                                                                                 \
+#define OF(set, name, needs)                                                                                          \
     {name,                                                                                                            \
+     needs,                                                                                                           \
      s2q_quantize_##set,                                                                                              \
      s2q_multiply_##set,                                                                                              \
      s2q_unpack_nibbles_##set,                                                                                        \
@@ -60,7 +62,11 @@ typedef struct {
 DECLARE(baseline)
 #ifdef X86
 DECLARE(avx2)
+#ifdef AVX_VNNI_BUILT
+DECLARE(avxvnni)
+#endif
 DECLARE(avx512)
+DECLARE(vnni_registers)
 DECLARE(vnni)
 #endif
 #ifdef AMX
@@ -69,22 +75,37 @@ DECLARE(amx)
 
 /* Best last. */
 static const functions sets[] = {
-    OF(baseline, "baseline"),
+    OF(baseline, "baseline", PLAIN),
 #ifdef X86
-    OF(avx2, "AVX2"),
-    OF(avx512, "AVX-512"),
-    OF(vnni, "AVX-512 VNNI"),
+    OF(avx2, "AVX2", AVX2),
+#ifdef AVX_VNNI_BUILT
+    OF(avxvnni, "AVX-VNNI", AVX_VNNI),
+#endif
+    OF(avx512, "AVX-512", AVX512),
+    OF(vnni_registers, "AVX-512 VNNI, unpacked in registers", AVX512_VNNI),
+    OF(vnni, "AVX-512 VNNI", AVX512_VNNI),
 #endif
 #ifdef AMX
-    OF(amx, "AMX"),
+    OF(amx, "AMX", AMX_INT8),
 #endif
 };
 enum { SETS = sizeof sets / sizeof *sets };
 
 static const functions *chosen;
 
+/* The last set that this machine can run; of the two for VNNI that for AMD's, which have four ports for vectors, two of which
+ * multiply, so that nibbles are unpacked beside the products. */
+static const functions *preferred(void) {
+    int last = SETS - 1;
+    while (!can_run(sets[last].needs)) last--;
+#ifdef X86
+    if (sets[last].needs == AVX512_VNNI && __builtin_cpu_is("amd")) last--;
+#endif
+    return &sets[last];
+}
+
 static const functions *own(void) {
-    if (!chosen) chosen = &sets[best()];
+    if (!chosen) chosen = preferred();
     return chosen;
 }
 
@@ -94,12 +115,20 @@ API int s2q_version(void) { return 9; }
 API const char *s2q_instruction_set(void) { return own()->name; }
 
 /* Name of set `index`, from the plainest to the best that this machine has; NULL beyond. */
-API const char *s2q_set_name(int index) { return index >= 0 && index <= best() ? sets[index].name : NULL; }
+API const char *s2q_set_name(int index) {
+    for (int i = 0; i < SETS; i++)
+        if (can_run(sets[i].needs) && index-- == 0) return sets[i].name;
+    return NULL;
+}
 
-/* Use the set of this name from now on, or the best for NULL. Returns 0, or 1 if this machine has none of that name. */
+/* Use the set of this name from now on, or for NULL the one preferred. Returns 0, or 1 if this machine has none of that name. */
 API int s2q_use(const char *name) {
-    for (int i = best(); i >= 0; i--)
-        if (!name || strcmp(name, sets[i].name) == 0) {
+    if (!name) {
+        chosen = preferred();
+        return 0;
+    }
+    for (int i = 0; i < SETS; i++)
+        if (can_run(sets[i].needs) && strcmp(name, sets[i].name) == 0) {
             chosen = &sets[i];
             return 0;
         }

@@ -8,8 +8,10 @@
 /* Tokens of a round: with 32 outputs, as many sums as product.c has at a time. */
 #if LANES == 16
 enum { SUMS = 8 };
+#elif LANES == 8
+enum { SUMS = 3 };
 #else
-enum { SUMS = LANES / 4 };
+enum { SUMS = 1 };
 #endif
 enum { OPERANDS = 1024 };
 

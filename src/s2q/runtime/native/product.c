@@ -8,7 +8,7 @@
  * z_a · Σ_k (u_k − v) = z_a · Σ_k u_k − z_a · v · K takes off; sums[] holds Σ (a − z_a), so that only z_a · Σ_k u_k is left to do.
  *
  * For groups of 4-bit weights, one integer operation more for each output and group would be felt: there u − v, which fits
- * int8, is made as the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
+ * int8, is made where the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
  */
 #include "finish.h"
 #include "squares.h"
@@ -17,12 +17,19 @@
 #if LANES == 16
 enum { ROWS = 8 };
 #elif LANES == 8
-enum { ROWS = 2 };
+enum { ROWS = 3 };
 #else
 enum { ROWS = 1 };
 #endif
 /* Bytes of codes that panels pass over before the next ones are taken, and the fewest rows of such a block. */
 enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
+
+/* Four columns of a row, to all lanes. */
+INLINE ints four_at(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, 4);
+    return all_ints(four);
+}
 
 /* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
  * `single` says that there is one part, `zeros` that `zero` may be there. */
@@ -46,19 +53,18 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
         for (int64_t e = 0; e < own->eights; e++) {
             UNROLL
             for (int half = 0; half < 2; half++) {
-                ints u[VECTORS];
+                ints c[ROWS];
                 UNROLL
-                for (int v = 0; v < VECTORS; v++) u[v] = weights_at(weights, half, v, nibbles);
+                for (int r = 0; r < rows; r++) c[r] = four_at(codes + 4 * r);
                 UNROLL
-                for (int r = 0; r < rows; r++) {
-                    int32_t four;
-                    memcpy(&four, codes + 4 * r, 4);
+                for (int v = 0; v < VECTORS; v++) {
+                    const ints u = weights_at(weights, half, v, nibbles);
                     UNROLL
-                    for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], u[v], all_ints(four), nibbles);
+                    for (int r = 0; r < rows; r++) sums[r][v] = dot(sums[r][v], u, c[r], nibbles);
                 }
                 codes += step;
             }
-            weights += nibbles ? 4 * PANEL : 8 * PANEL;
+            weights += eight_bytes(nibbles);
         }
         const int64_t at = task->groups == 1 ? 0 : p, column = task->weight_groups == 1 ? 0 : p;
         const float *scale = own->scale + column * PANEL;
@@ -110,20 +116,18 @@ INLINE void multiply_groups(const int rows, const int general, const multiply_ta
         for (int64_t e = 0; e < eights; e++) {
             UNROLL
             for (int half = 0; half < 2; half++) {
-                ints w[VECTORS];
+                ints c[SHIFTED_TILE];
                 UNROLL
-                for (int v = 0; v < VECTORS; v++)
-                    w[v] = without(weights_at(weights, half, v, 1), ints_at(offset + v * LANES));
+                for (int r = 0; r < rows; r++) c[r] = four_at(codes + 4 * r);
                 UNROLL
-                for (int r = 0; r < rows; r++) {
-                    int32_t four;
-                    memcpy(&four, codes + 4 * r, 4);
+                for (int v = 0; v < VECTORS; v++) {
+                    const ints w = differences_at(weights, half, v, ints_at(offset + v * LANES));
                     UNROLL
-                    for (int v = 0; v < VECTORS; v++) sums[r][v] = dot(sums[r][v], all_ints(four), w[v], 1);
+                    for (int r = 0; r < rows; r++) sums[r][v] = dot(sums[r][v], c[r], w, 1);
                 }
                 codes += step;
             }
-            weights += 4 * PANEL;
+            weights += eight_bytes(1);
         }
         UNROLL
         for (int r = 0; r < rows; r++)
@@ -145,59 +149,55 @@ INLINE void multiply_groups(const int rows, const int general, const multiply_ta
         finish_rows(rows, 0, task, own, y, first, output, outputs);
 }
 
+/* Each a function of its own: inlined into one, they take each other's registers. */
+typedef void kernel(const multiply_task *, const panel *, const int8_t *, int64_t, int64_t, int64_t, int64_t);
 #define ARGUMENTS task, own, codes, high, first, output, outputs
-#define GROUPS_CASE(rows)                             \
-    case rows:                                        \
-        if (task->zero || own->scales_in_groups)      \
-            multiply_groups(rows, 1, ARGUMENTS);      \
-        else                                          \
-            multiply_groups(rows, 0, ARGUMENTS);      \
-        break;
-#define CASE(rows)                                    \
-    case rows:                                        \
-        if (!own->nibbles)                            \
-            multiply_rows(rows, 0, 0, 1, ARGUMENTS);  \
-        else if (task->zero)                          \
-            multiply_rows(rows, 1, 1, 1, ARGUMENTS);  \
-        else                                          \
-            multiply_rows(rows, 1, 1, 0, ARGUMENTS);  \
-        break;
-
-static void multiply_tile(const multiply_task *task, const panel *own, const int8_t *codes, int64_t high, int64_t first,
-                          int64_t output, int64_t outputs) {
-    const int64_t most = own->shifted && ROWS > SHIFTED_TILE ? SHIFTED_TILE : ROWS;
-    for (int64_t r = 0; r < high; r += most, first += most, codes += 4 * most) {
-        const int64_t rows = high - r < most ? high - r : most;
-        if (own->shifted) {
-            switch (rows) {
-                GROUPS_CASE(1)
-#if LANES >= 8
-                GROUPS_CASE(2)
-#endif
-#if LANES == 16
-                GROUPS_CASE(3)
-                GROUPS_CASE(4)
-                GROUPS_CASE(5)
-                GROUPS_CASE(6)
-#endif
-            }
-            continue;
-        }
-        switch (rows) {
-            CASE(1)
-#if LANES >= 8
-            CASE(2)
-#endif
-#if LANES == 16
-            CASE(3)
-            CASE(4)
-            CASE(5)
-            CASE(6)
-            CASE(7)
-            CASE(8)
-#endif
-        }
+#define KERNEL(name, call)                                                                                         \
+    static __attribute__((noinline)) void name(const multiply_task *task, const panel *own, const int8_t *codes,   \
+                                               int64_t high, int64_t first, int64_t output, int64_t outputs) {     \
+        call;                                                                                                      \
     }
+#define KERNELS(rows)                                             \
+    KERNEL(any_##rows, multiply_rows(rows, 0, 0, 1, ARGUMENTS))   \
+    KERNEL(plain_##rows, multiply_rows(rows, 1, 1, 0, ARGUMENTS)) \
+    KERNEL(zeros_##rows, multiply_rows(rows, 1, 1, 1, ARGUMENTS))
+#define GROUPS_KERNELS(rows)                                       \
+    KERNEL(groups_##rows, multiply_groups(rows, 0, ARGUMENTS))     \
+    KERNEL(general_##rows, multiply_groups(rows, 1, ARGUMENTS))
+KERNELS(1)
+GROUPS_KERNELS(1)
+#if LANES >= 8
+KERNELS(2)
+KERNELS(3)
+GROUPS_KERNELS(2)
+GROUPS_KERNELS(3)
+#endif
+#if LANES == 16
+KERNELS(4)
+KERNELS(5)
+KERNELS(6)
+KERNELS(7)
+KERNELS(8)
+GROUPS_KERNELS(4)
+GROUPS_KERNELS(5)
+GROUPS_KERNELS(6)
+#define OF_ROWS(kind) {kind##_1, kind##_2, kind##_3, kind##_4, kind##_5, kind##_6, kind##_7, kind##_8}
+#define OF_SHIFTED_ROWS(kind) {kind##_1, kind##_2, kind##_3, kind##_4, kind##_5, kind##_6}
+#elif LANES == 8
+#define OF_ROWS(kind) {kind##_1, kind##_2, kind##_3}
+#define OF_SHIFTED_ROWS OF_ROWS
+#else
+#define OF_ROWS(kind) {kind##_1}
+#define OF_SHIFTED_ROWS OF_ROWS
+#endif
+
+/* The kernels of one row, two, three, …, for this panel and these tokens. */
+static kernel *const *kernels_for(const multiply_task *task, const panel *own) {
+    static kernel *const any[] = OF_ROWS(any), *const plain[] = OF_ROWS(plain), *const zeros[] = OF_ROWS(zeros);
+    static kernel *const groups[] = OF_SHIFTED_ROWS(groups), *const general[] = OF_SHIFTED_ROWS(general);
+    if (own->shifted) return task->zero || own->scales_in_groups ? general : groups;
+    if (!own->nibbles) return any;
+    return task->zero ? zeros : plain;
 }
 
 /* Outputs of panels [panel_first, panel_last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
@@ -209,10 +209,11 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
     const int64_t parts = task->parts, length = task->columns / parts, wide = padded(length), row = parts * wide;
     panel own = {.eights = wide / 8, .nibbles = task->bits == 4 && length % 8 == 0};
     own.shifted = shifted(task->bits, parts, length);
-    const int64_t tile = own.shifted ? SHIFTED_TILE : TILE;
+    const int64_t tile = own.shifted ? SHIFTED_TILE : TILE, most = ROWS < tile ? ROWS : tile;
     own.scales_in_groups = task->weight_groups > 1;
     own.offsets_in_groups = task->weight_zero && own.scales_in_groups;
-    const int64_t groups = task->weight_groups, bytes = (own.nibbles ? 4 : 8) * PANEL * own.eights * parts;
+    kernel *const *of_rows = kernels_for(task, &own);
+    const int64_t groups = task->weight_groups, bytes = eight_bytes(own.nibbles) * own.eights * parts;
     void *whole;
     own.weights = aligned_memory(bytes + 4 * PANEL * (2 * groups + parts + 1), &whole);
     if (!own.weights) return 1;
@@ -229,8 +230,12 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
             const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
             take_panel(task, output, outputs, &own);
             for (int64_t t = from; t < to; t++) {
-                const int64_t first = tile_start(task->rows, tile, t), high = tile_start(task->rows, tile, t + 1) - first;
-                multiply_tile(task, &own, task->codes + first * row, high, first, output, outputs);
+                const int64_t start = tile_start(task->rows, tile, t), high = tile_start(task->rows, tile, t + 1) - start;
+                const int8_t *codes = task->codes + start * row;
+                for (int64_t r = 0; r < high; r += most) {
+                    const int64_t rows = high - r < most ? high - r : most;
+                    of_rows[rows - 1](task, &own, codes + 4 * r, high, start + r, output, outputs);
+                }
             }
         }
     }
