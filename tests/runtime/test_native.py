@@ -185,9 +185,16 @@ def test_codes_in_natural_order_are_multiplied_too(each_set: str) -> None:
 
 
 @needs_native
-def test_the_largest_sums_are_exact(each_set: str) -> None:
-    linear = make_linear(40, 512, 8, 8)
-    linear.weight_packed.data.fill_(-1)  # every code is 127, as it is packed 255
+@pytest.mark.parametrize("weight_bits", [4, 8])
+@pytest.mark.parametrize("group_size", [None, 64])
+@pytest.mark.parametrize(("codes", "zeros"), [(-1, None), (-1, 0), (0, -1)])
+def test_the_largest_sums_are_exact(
+    each_set: str, weight_bits: int, group_size: int | None, codes: int, zeros: int | None
+) -> None:
+    linear = make_linear(40, 512, weight_bits, 8, symmetric_weights=zeros is None, act_group_size=group_size)
+    linear.weight_packed.data.fill_(codes)  # with all bits set every code is the largest, with none the smallest
+    if zeros is not None:
+        linear.weight_zero_point.data.fill_(zeros)
     x = torch.ones(9, 512)
     x[::2] = -1
     x[:, 0] = 1

@@ -20,9 +20,18 @@ LIBRARIES = {
 COMPILER = shutil.which("cc")
 FLAGS = ["-O0", "-g", "-std=c11", "-Wno-psabi", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-# As in CMakeLists.txt.
-SETS = {"baseline": [], "avx2": ["-march=haswell"], "avx512": ["-march=skylake-avx512"], "vnni": ["-march=cascadelake"]}
-AMX = ["-march=cascadelake", "-mamx-tile", "-mamx-int8"]
+# As in CMakeLists.txt: set → flags; those of OPTIONAL where the compiler knows them, and what is then defined for the dispatch.
+SETS = {
+    "baseline": [],
+    "avx2": ["-march=haswell"],
+    "avx512": ["-march=skylake-avx512"],
+    "vnni_registers": ["-march=cascadelake", "-DIN_REGISTERS=1"],
+    "vnni": ["-march=cascadelake"],
+}
+OPTIONAL = {
+    "avxvnni": (["-march=haswell", "-mavxvnni"], "-DAVX_VNNI_BUILT"),
+    "amx": (["-march=cascadelake", "-mamx-tile", "-mamx-int8"], "-DAMX"),
+}
 
 
 def compiles(folder: Path, flags: list[str]) -> bool:
@@ -41,9 +50,12 @@ def test_no_read_or_write_goes_astray_on_any_instruction_set(library: str, tmp_p
     fuzz, dispatch, parts = LIBRARIES[library]
     if not compiles(tmp_path, SANITIZE):
         pytest.skip("the C compiler has no sanitizers")
-    amx = platform.system() == "Linux" and compiles(tmp_path, AMX)
-    objects, defined = [], ["-DX86", *(["-DAMX"] if amx else [])]
-    for name, march in (SETS | ({"amx": AMX} if amx else {})).items():
+    sets, objects, defined = dict(SETS), [], ["-DX86"]
+    for name, (flags, known) in OPTIONAL.items():
+        if compiles(tmp_path, flags) and (name != "amx" or platform.system() == "Linux"):
+            sets[name] = flags
+            defined.append(known)
+    for name, march in sets.items():
         for part in parts:
             objects.append(str(tmp_path / f"{name}-{part}.o"))
             made = [COMPILER, *FLAGS, *SANITIZE, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]

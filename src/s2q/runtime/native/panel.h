@@ -19,7 +19,27 @@
 #define IN_REGISTERS 0
 #endif
 
-enum { PANEL = 32, VECTORS = PANEL / LANES };
+/* Without VNNI, products of nibbles are summed in 16 bits before they are in 32, as many as fit: this many eights with codes of
+ * either sign, 16 · 15 · 128, or unsigned ones, 8 · 15 · 255, which pays only where there are many registers. */
+#if LANES >= 8 && !defined(__AVX512VNNI__) && !defined(__AVXVNNI__)
+#define NARROW 1
+#else
+#define NARROW 0
+#endif
+enum { NARROW_EIGHTS = 4, NARROW_SHIFTED_EIGHTS = LANES == 16 ? 2 : 0 };
+
+/* Outputs of a panel, of which UNIT hold a whole number. With 16 registers, half as many leave room for more rows, so that the
+ * panel comes from memory less often; VNNI alone has no use for more. */
+enum { UNIT = 32, PANEL = LANES == 8 && NARROW ? 16 : UNIT, VECTORS = PANEL / LANES };
+
+/* Rows of a tile whose sums stay in registers. */
+#if LANES == 16
+#define ROWS 8
+#elif LANES == 8
+#define ROWS (NARROW ? 4 : 3)
+#else
+#define ROWS 1
+#endif
 
 /* sum + Σ of the four products of unsigned bytes u and signed bytes c in each lane. `small` says that u < 128 or |c| < 64. */
 INLINE ints dot(ints sum, ints u, ints c, const int small) {
@@ -45,6 +65,28 @@ INLINE ints dot(ints sum, ints u, ints c, const int small) {
     return sum + PAIRS(u & 0x7f7f7f7f) + PAIRS(u & (int32_t)0x80808080);
 #endif
 }
+
+#if NARROW
+/* sum + u · c in pairs of 16 bits, until they are `widened`. */
+INLINE ints add_narrow(ints sum, ints u, ints c) {
+#if LANES == 16
+    sum = (ints)_mm512_add_epi16((__m512i)sum, _mm512_maddubs_epi16((__m512i)u, (__m512i)c));
+#else
+    sum = (ints)_mm256_add_epi16((__m256i)sum, _mm256_maddubs_epi16((__m256i)u, (__m256i)c));
+#endif
+    __asm__("" : "+v"(sum)); /* or compilers add up products first, and run out of registers for them */
+    return sum;
+}
+
+/* The sums of both halves of each lane. */
+INLINE ints widened_pairs(ints sum) {
+#if LANES == 16
+    return (ints)_mm512_madd_epi16((__m512i)sum, _mm512_set1_epi16(1));
+#else
+    return (ints)_mm256_madd_epi16((__m256i)sum, _mm256_set1_epi16(1));
+#endif
+}
+#endif
 
 typedef struct {
     uint8_t *weights;   /* [eights of columns][2][PANEL] words of bytes, or [eights][PANEL] words of nibbles */
@@ -153,6 +195,13 @@ INLINE ints unpacked(ints both, int half) { return (half ? both >> 4 : both) & 0
 
 /* Codes without their offset, signed. */
 INLINE ints without(ints u, ints offset) { return (ints)((bytes)u - (bytes)offset); }
+
+/* Four columns of a row, to all lanes. */
+INLINE ints four_at(const int8_t *codes) {
+    int32_t four;
+    memcpy(&four, codes, 4);
+    return all_ints(four);
+}
 
 INLINE ints weights_at(const uint8_t *eight, int half, int v, const int nibbles) {
     if (nibbles && IN_REGISTERS) return unpacked(ints_at(eight + 4 * LANES * v), half);

@@ -5,14 +5,6 @@
 #include "panel.h"
 #include "tiles.h"
 
-/* Tokens of a round: with 32 outputs, as many sums as product.c has at a time. */
-#if LANES == 16
-enum { SUMS = 8 };
-#elif LANES == 8
-enum { SUMS = 3 };
-#else
-enum { SUMS = 1 };
-#endif
 enum { OPERANDS = 1024 };
 
 static void fill(uint8_t operands[OPERANDS]) {
@@ -52,30 +44,35 @@ int64_t NAMED(s2q_peak, SET)(int64_t rounds, int32_t *out) {
     *out = sums[0];
     return rounds * 4 * 2 * SIDE * SIDE * STEP;
 #else
-    ints sums[SUMS][VECTORS], total = all_ints(0);
+    ints sums[ROWS][VECTORS];
+    words total = {0};
     UNROLL
-    for (int r = 0; r < SUMS; r++)
+    for (int r = 0; r < ROWS; r++)
         UNROLL
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = total;
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = all_ints(0);
     for (int64_t i = 0; i < rounds; i++) {
         /* As if they were others each time: else a compiler multiplies once. */
         __asm__ volatile("" : "+m"(operands));
+        ints codes[ROWS];
         UNROLL
-        for (int r = 0; r < SUMS; r++) {
-            int32_t four;
-            memcpy(&four, operands + 4 * r, 4);
+        for (int r = 0; r < ROWS; r++) codes[r] = four_at((int8_t *)operands + 4 * r);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            const ints weights = ints_at(operands + 64 + 4 * LANES * v);
             UNROLL
-            for (int v = 0; v < VECTORS; v++) {
-                const ints weights = ints_at(operands + 64 + 4 * LANES * v) & 0x0f0f0f0f;
-                sums[r][v] = dot(sums[r][v], weights, all_ints(four), 1);
-            }
+            for (int r = 0; r < ROWS; r++)
+#if NARROW
+                sums[r][v] = add_narrow(sums[r][v], weights, codes[r]);
+#else
+                sums[r][v] = dot(sums[r][v], weights, codes[r], 1);
+#endif
         }
     }
     UNROLL
-    for (int r = 0; r < SUMS; r++)
+    for (int r = 0; r < ROWS; r++)
         UNROLL
-        for (int v = 0; v < VECTORS; v++) total += sums[r][v];
-    *out = total[0];
-    return rounds * SUMS * VECTORS * 2 * 4 * LANES;
+        for (int v = 0; v < VECTORS; v++) total += (words)sums[r][v];
+    *out = (int32_t)total[0];
+    return rounds * ROWS * VECTORS * 2 * 4 * LANES;
 #endif
 }

@@ -13,22 +13,60 @@
 #include "finish.h"
 #include "squares.h"
 
-/* Rows of a tile whose sums stay in registers. */
-#if LANES == 16
-enum { ROWS = 8 };
-#elif LANES == 8
-enum { ROWS = 3 };
-#else
-enum { ROWS = 1 };
-#endif
 /* Bytes of codes that panels pass over before the next ones are taken, and the fewest rows of such a block. */
 enum { BLOCK = 1 << 20, BLOCK_LEAST = 512 };
 
-/* Four columns of a row, to all lanes. */
-INLINE ints four_at(const int8_t *codes) {
-    int32_t four;
-    memcpy(&four, codes, 4);
-    return all_ints(four);
+/* Eight columns of the tokens and of the panel to the sums, with `narrow` in 16 bits. */
+INLINE void add_eight(const int rows, const int nibbles, const int shift, const int narrow, const uint8_t *weights,
+                      const int32_t *offset, const int8_t *codes, int64_t step, ints sums[][VECTORS]) {
+    UNROLL
+    for (int half = 0; half < 2; half++, codes += step) {
+        ints c[TILE];
+        UNROLL
+        for (int r = 0; r < rows; r++) c[r] = four_at(codes + 4 * r);
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            const ints w = shift ? differences_at(weights, half, v, ints_at(offset + v * LANES))
+                                 : weights_at(weights, half, v, nibbles);
+            UNROLL
+            for (int r = 0; r < rows; r++) {
+                const ints one = shift ? c[r] : w, other = shift ? w : c[r];
+#if NARROW
+                if (narrow) {
+                    sums[r][v] = add_narrow(sums[r][v], one, other);
+                    continue;
+                }
+#endif
+                sums[r][v] = dot(sums[r][v], one, other, nibbles);
+            }
+        }
+    }
+}
+
+/* All columns of a part to the sums. */
+INLINE void add_part(const int rows, const int nibbles, const int shift, const uint8_t *weights, const int32_t *offset,
+                     const int8_t *codes, int64_t step, int64_t eights, ints sums[][VECTORS]) {
+    const int64_t eight = eight_bytes(nibbles);
+#if NARROW
+    const int64_t run = shift ? NARROW_SHIFTED_EIGHTS : NARROW_EIGHTS;
+    for (int64_t e = 0, stop; nibbles && run && e < eights; e = stop) {
+        stop = eights - e < run ? eights : e + run;
+        ints narrow[TILE][VECTORS];
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) narrow[r][v] = all_ints(0);
+        for (; e < stop; e++, weights += eight, codes += 2 * step)
+            add_eight(rows, nibbles, shift, 1, weights, offset, codes, step, narrow);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            UNROLL
+            for (int v = 0; v < VECTORS; v++) sums[r][v] += widened_pairs(narrow[r][v]);
+    }
+    if (nibbles && run) return;
+#endif
+    for (int64_t e = 0; e < eights; e++, weights += eight, codes += 2 * step)
+        add_eight(rows, nibbles, shift, 0, weights, offset, codes, step, sums);
 }
 
 /* `rows` rows of a tile of `high` rows, from row `first` of all, times the panel; `codes` are the first of these rows.
@@ -50,22 +88,9 @@ INLINE void multiply_rows(const int rows, const int nibbles, const int single, c
         for (int r = 0; r < rows; r++)
             UNROLL
             for (int v = 0; v < VECTORS; v++) sums[r][v] = all_ints(0);
-        for (int64_t e = 0; e < own->eights; e++) {
-            UNROLL
-            for (int half = 0; half < 2; half++) {
-                ints c[ROWS];
-                UNROLL
-                for (int r = 0; r < rows; r++) c[r] = four_at(codes + 4 * r);
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    const ints u = weights_at(weights, half, v, nibbles);
-                    UNROLL
-                    for (int r = 0; r < rows; r++) sums[r][v] = dot(sums[r][v], u, c[r], nibbles);
-                }
-                codes += step;
-            }
-            weights += eight_bytes(nibbles);
-        }
+        add_part(rows, nibbles, 0, weights, NULL, codes, step, own->eights, sums);
+        codes += 2 * own->eights * step;
+        weights += own->eights * eight_bytes(nibbles);
         const int64_t at = task->groups == 1 ? 0 : p, column = task->weight_groups == 1 ? 0 : p;
         const float *scale = own->scale + column * PANEL;
         const int32_t *offset = own->offset + (own->offsets_in_groups ? column * PANEL : 0);
@@ -113,22 +138,9 @@ INLINE void multiply_groups(const int rows, const int general, const multiply_ta
         for (int r = 0; r < rows; r++)
             UNROLL
             for (int v = 0; v < VECTORS; v++) sums[r][v] = ints_at(start + v * LANES) * -128;
-        for (int64_t e = 0; e < eights; e++) {
-            UNROLL
-            for (int half = 0; half < 2; half++) {
-                ints c[SHIFTED_TILE];
-                UNROLL
-                for (int r = 0; r < rows; r++) c[r] = four_at(codes + 4 * r);
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    const ints w = differences_at(weights, half, v, ints_at(offset + v * LANES));
-                    UNROLL
-                    for (int r = 0; r < rows; r++) sums[r][v] = dot(sums[r][v], c[r], w, 1);
-                }
-                codes += step;
-            }
-            weights += eight_bytes(1);
-        }
+        add_part(rows, 1, 1, weights, offset, codes, step, eights, sums);
+        codes += 2 * eights * step;
+        weights += eights * eight_bytes(1);
         UNROLL
         for (int r = 0; r < rows; r++)
             UNROLL
@@ -166,28 +178,33 @@ typedef void kernel(const multiply_task *, const panel *, const int8_t *, int64_
     KERNEL(general_##rows, multiply_groups(rows, 1, ARGUMENTS))
 KERNELS(1)
 GROUPS_KERNELS(1)
-#if LANES >= 8
+#if ROWS >= 3
 KERNELS(2)
 KERNELS(3)
 GROUPS_KERNELS(2)
 GROUPS_KERNELS(3)
 #endif
-#if LANES == 16
+#if ROWS >= 4
 KERNELS(4)
+GROUPS_KERNELS(4)
+#endif
+#if ROWS == 8
 KERNELS(5)
 KERNELS(6)
 KERNELS(7)
 KERNELS(8)
-GROUPS_KERNELS(4)
 GROUPS_KERNELS(5)
 GROUPS_KERNELS(6)
 #define OF_ROWS(kind) {kind##_1, kind##_2, kind##_3, kind##_4, kind##_5, kind##_6, kind##_7, kind##_8}
 #define OF_SHIFTED_ROWS(kind) {kind##_1, kind##_2, kind##_3, kind##_4, kind##_5, kind##_6}
-#elif LANES == 8
+#else
+#if ROWS == 4
+#define OF_ROWS(kind) {kind##_1, kind##_2, kind##_3, kind##_4}
+#elif ROWS == 3
 #define OF_ROWS(kind) {kind##_1, kind##_2, kind##_3}
-#define OF_SHIFTED_ROWS OF_ROWS
 #else
 #define OF_ROWS(kind) {kind##_1}
+#endif
 #define OF_SHIFTED_ROWS OF_ROWS
 #endif
 
@@ -200,11 +217,11 @@ static kernel *const *kernels_for(const multiply_task *task, const panel *own) {
     return task->zero ? zeros : plain;
 }
 
-/* Outputs of panels [panel_first, panel_last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
-int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int64_t panel_last, int64_t tile_first,
+/* Outputs of units [first, last), rows of tiles [tile_first, tile_last). Returns 0, or 1 if there is no memory. */
+int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t first, int64_t last, int64_t tile_first,
                              int64_t tile_last) {
 #if defined(__AMX_INT8__)
-    if (task->layout == SQUARES) return multiply_squares(task, panel_first, panel_last, tile_first, tile_last);
+    if (task->layout == SQUARES) return multiply_squares(task, first, last, tile_first, tile_last);
 #endif
     const int64_t parts = task->parts, length = task->columns / parts, wide = padded(length), row = parts * wide;
     panel own = {.eights = wide / 8, .nibbles = task->bits == 4 && length % 8 == 0};
@@ -226,8 +243,8 @@ int NAMED(s2q_multiply, SET)(const multiply_task *task, int64_t panel_first, int
     for (int64_t b = 0; b < blocks; b++) {
         const int64_t from = tile_first + (tile_last - tile_first) * b / blocks;
         const int64_t to = tile_first + (tile_last - tile_first) * (b + 1) / blocks;
-        for (int64_t p = panel_first; p < panel_last; p++) {
-            const int64_t output = p * PANEL, outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
+        for (int64_t output = first * UNIT; output < last * UNIT && output < task->outputs; output += PANEL) {
+            const int64_t outputs = task->outputs - output < PANEL ? task->outputs - output : PANEL;
             take_panel(task, output, outputs, &own);
             for (int64_t t = from; t < to; t++) {
                 const int64_t start = tile_start(task->rows, tile, t), high = tile_start(task->rows, tile, t + 1) - start;
