@@ -93,7 +93,24 @@ INLINE void round_line(const float *part, int64_t size, rounding how, int8_t *li
 
 /* A row's codes into a tile of `rows` rows: eights of columns as (0, 2, 4, 6), (1, 3, 5, 7). */
 INLINE void into_tile(const int8_t *line, int64_t columns, int8_t *to, int64_t rows) {
-    for (int64_t k = 0; k < columns; k += 8, to += 8 * rows) {
+    int64_t k = 0;
+#if defined(__AVX2__)
+    const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+    for (; k + 16 <= columns; k += 16, to += 16 * rows) {
+        const __m128i codes = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(line + k)), order);
+#define PUT(w)                                             \
+    do {                                                   \
+        const int32_t word = _mm_extract_epi32(codes, w);  \
+        memcpy(to + 4 * rows * (w), &word, 4);             \
+    } while (0)
+        PUT(0);
+        PUT(1);
+        PUT(2);
+        PUT(3);
+#undef PUT
+    }
+#endif
+    for (; k < columns; k += 8, to += 8 * rows) {
         uint64_t even, odd;
         memcpy(&even, line + k, 8);
         odd = even >> 8;
