@@ -20,7 +20,7 @@ import speed_tables
 
 RESULTS = Path("benchmarks/results")
 PAGES = (Path("docs/results.md"), Path("docs/speed.md"))
-KINDS = ("linear", "efficiency", "blocks", "attention", "clip", "growth", "peers", "learning")
+KINDS = ("linear", "sets", "efficiency", "blocks", "attention", "clip", "growth", "peers", "learning")
 SPEED = {name: getattr(speed_tables, name) for name in KINDS}
 PLACE = re.compile(
     rf"<!-- (?P<file>[\w.-]+) (?P<kind>W\dA\d+|seconds|generalisation|shorter|{'|'.join(SPEED)}) -->\n.*?<!-- end -->",

@@ -43,7 +43,7 @@ def efficiency(made: Mapping[str, Any]) -> str:
 
 def linear(made: Mapping[str, Any]) -> str:
     """The quantized linear under each scheme, as many times as fast as both floats; and the six of a block together."""
-    schemes = dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"])
+    schemes = _schemes(made)
     heads = ["model", "K → N", "M", *(scheme or "plain" for scheme in schemes)]
     shares = [said for share, said in SHARES.items() if share in made["rows"][0]]
 
@@ -59,11 +59,29 @@ def linear(made: Mapping[str, Any]) -> str:
             lines.append([model, f"{row['k']} → {row['n']}", str(row["m"]), *told])
         for tokens in dict.fromkeys(row["m"] for row in rows):
             own = [row for row in rows if row["m"] == tokens]
-            told = [" / ".join(f"{_of_a_block(own, scheme, kind):.2f}" for kind in FLOATS) for scheme in schemes]
-            lines.append([model, "**a block's six**", str(tokens), *(f"**{cell}**" for cell in told)])
+            lines.append([model, "**a block's six**", str(tokens), *(f"**{cell}**" for cell in _six(own, schemes))])
     figures = " / ".join(["× float32", "× bfloat16", *shares])
     said = f"{figures}, {made['bits']}, {_threads(made)}, {made['instruction_set'] or 'plain torch'}."
     return _table(heads, lines, said, made)
+
+
+def sets(made: Mapping[str, Any]) -> str:
+    """A block's six linears under each scheme on each instruction set, as many times as fast as both floats on that set."""
+    schemes, lines = _schemes(made), []
+    for name, model, tokens in dict.fromkeys((row["instruction_set"], row["model"], row["m"]) for row in made["rows"]):
+        own = [row for row in made["rows"] if (row["instruction_set"], row["model"], row["m"]) == (name, model, tokens)]
+        lines.append([name, model, str(tokens), *_six(own, schemes)])
+    heads = ["instruction set", "a block's six of", "M", *(scheme or "plain" for scheme in schemes)]
+    return _table(heads, lines, f"× float32 / × bfloat16, W4A8, {_threads(made)}.", made)
+
+
+def _schemes(made: Mapping[str, Any]) -> list[str]:
+    """The schemes of `s2q bench`, the plain one as an empty string."""
+    return list(dict.fromkeys(name.rpartition("over ")[0].rstrip(", ") for name in made["rows"][0]["ratios"]))
+
+
+def _six(rows: Sequence[Mapping[str, Any]], schemes: Sequence[str]) -> list[str]:
+    return [" / ".join(f"{_of_a_block(rows, scheme, kind):.2f}" for kind in FLOATS) for scheme in schemes]
 
 
 def _of_a_block(rows: Sequence[Mapping[str, Any]], scheme: str, kind: str) -> float:

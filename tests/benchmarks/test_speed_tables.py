@@ -18,3 +18,10 @@ def test_a_blocks_six_linears_are_four_squares_and_the_two_of_its_feed_forward(
     *_, last = (line for line in text.splitlines() if line.startswith("|"))
     # 4 · 1 + 4 + 4 seconds against 4 · 0.5 + 1 + 1.
     assert last == "| one | **a block's six** | 8 | **3.00 / 1.50** |"
+    slower = [{**row, "median_seconds": row["median_seconds"] | {"quantized float32": 2.0}} for row in rows]
+    of_sets = [row | {"instruction_set": name} for name, own in (("A", rows), ("B", slower)) for row in own]
+    text = script("speed_tables").sets({"rows": of_sets, "threads": 1, "command": "it"})
+    assert [line for line in text.splitlines() if line.startswith("|")][2:] == [
+        "| A | one | 8 | 3.00 / 1.50 |",
+        "| B | one | 8 | 1.00 / 1.50 |",
+    ]
