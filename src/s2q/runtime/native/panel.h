@@ -28,8 +28,8 @@
 #endif
 enum { NARROW_EIGHTS = 4, NARROW_SHIFTED_EIGHTS = LANES == 16 ? 2 : 0 };
 
-/* Outputs of a panel, of which UNIT hold a whole number. With 16 registers, half as many leave room for more rows, so that the
- * panel comes from memory less often; VNNI alone has no use for more. */
+/* Outputs of a panel, of which UNIT hold a whole number. With 16 registers and products that take one of their own, half as many
+ * outputs leave room for more rows, so that the panel comes from the cache less often. */
 enum { UNIT = 32, PANEL = LANES == 8 && NARROW ? 16 : UNIT, VECTORS = PANEL / LANES };
 
 /* Rows of a tile whose sums stay in registers. */
