@@ -15,7 +15,9 @@ def test_every_set_but_the_plainest_has_floats_beside_it(script: Callable[[str],
     assert set(library.instruction_sets()) <= {"baseline", *script("instruction_sets").HELD}
 
 
-@pytest.mark.skipif(len(library.instruction_sets()) < 2, reason="this machine has one instruction set, or no native code")
+@pytest.mark.skipif(
+    len(library.instruction_sets()) < 2, reason="this machine has one instruction set, or no native code"
+)
 def test_a_set_is_measured_with_its_own_code(script: Callable[[str], ModuleType], tmp_path: Path) -> None:
     name = library.instruction_sets()[1]
     chosen = argparse.Namespace(model=["demo"], tokens=[8], threads=1, repeats=1)

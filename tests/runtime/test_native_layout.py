@@ -13,7 +13,9 @@ from s2q.runtime.reference import ActFormat, InputTransform
 
 
 # They are made in registers of 512 bits.
-@pytest.mark.parametrize("each_set", sorted({*library.instruction_sets()} - {"baseline", "AVX2", "AVX-VNNI"}), indirect=True)
+@pytest.mark.parametrize(
+    "each_set", [name for name in library.instruction_sets() if name.startswith(("AVX-512", "AMX"))], indirect=True
+)
 @pytest.mark.parametrize("count", [16, 17, 40])
 @pytest.mark.parametrize(("columns", "groups"), [(64, 1), (136, 1), (160, 1), (160, 2), (384, 4)])
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (6, True), (6, False), (8, True)])

@@ -1,4 +1,4 @@
-"""The native code under the address and undefined-behaviour sanitizers: random shapes, every instruction set."""
+"""The native code on random shapes, every instruction set: under the sanitizers of addresses and undefined behaviour, and for ARM."""
 
 import os
 import platform
@@ -34,6 +34,12 @@ OPTIONAL = {
 }
 
 
+# For ARM: the instruction set, and what compiles and runs it on other machines.
+I8MM = {"baseline": [], "i8mm": ["-march=armv8.2-a+i8mm"]}
+CROSS, EMULATOR = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
+needs_sources = pytest.mark.skipif(not (SOURCES / "product.c").exists(), reason="installed without the sources")
+
+
 def compiles(folder: Path, flags: list[str]) -> bool:
     """Whether there is a compiler that knows these flags."""
     probe = folder / "probe.c"
@@ -42,37 +48,51 @@ def compiles(folder: Path, flags: list[str]) -> bool:
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
+def build(compiler: list[str], library: str, sets: dict[str, list[str]], defined: list[str], folder: Path) -> str:
+    """The fuzzer of a library of `LIBRARIES` with code for these sets."""
+    fuzz, dispatch, parts = LIBRARIES[library]
+    objects = []
+    for name, march in sets.items():
+        for part in parts:
+            objects.append(str(folder / f"{name}-{part}.o"))
+            made = [*compiler, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]
+            subprocess.run([*made, "-o", objects[-1]], check=True)
+    program, sources = str(folder / "fuzz"), [str(FUZZ / fuzz), str(SOURCES / dispatch)]
+    subprocess.run([*compiler, *defined, "-I", str(SOURCES), *sources, *objects, "-o", program, "-lm"], check=True)
+    return program
+
+
+def run(command: list[str], rounds: int) -> None:
+    """Let the fuzzer find nothing."""
+    done = subprocess.run(
+        [*command, str(rounds)], capture_output=True, text=True, env=os.environ | {"ASAN_OPTIONS": ""}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    assert done.stdout == f"{rounds} rounds\n"
+
+
+@needs_sources
 @pytest.mark.skipif(COMPILER is None or platform.machine() != "x86_64", reason="wants a C compiler on x86-64")
-@pytest.mark.skipif(not (SOURCES / "product.c").exists(), reason="installed without the sources")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_no_read_or_write_goes_astray_on_any_instruction_set(library: str, tmp_path: Path) -> None:
-    fuzz, dispatch, parts = LIBRARIES[library]
     if not compiles(tmp_path, SANITIZE):
         pytest.skip("the C compiler has no sanitizers")
-    sets, objects, defined = dict(SETS), [], ["-DX86"]
+    sets, defined = dict(SETS), ["-DX86"]
     for name, (flags, known) in OPTIONAL.items():
         if compiles(tmp_path, flags) and (name != "amx" or platform.system() == "Linux"):
             sets[name] = flags
             defined.append(known)
-    for name, march in sets.items():
-        for part in parts:
-            objects.append(str(tmp_path / f"{name}-{part}.o"))
-            made = [COMPILER, *FLAGS, *SANITIZE, *march, f"-DSET={name}", "-c", str(SOURCES / f"{part}.c")]
-            subprocess.run([*made, "-o", objects[-1]], check=True)
-    program = str(tmp_path / "fuzz")
-    whole = [
-        COMPILER,
-        *FLAGS,
-        *SANITIZE,
-        *defined,
-        "-I",
-        str(SOURCES),
-        str(FUZZ / fuzz),
-        str(SOURCES / dispatch),
-        *objects,
-    ]
-    subprocess.run([*whole, "-o", program, "-lm"], check=True)
-    done = subprocess.run([program, "100"], capture_output=True, text=True, env=os.environ | {"ASAN_OPTIONS": ""})
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert done.stdout == "100 rounds\n"
+    run([build([COMPILER, *FLAGS, *SANITIZE], library, sets, defined, tmp_path)], 100)
+
+
+@needs_sources
+@pytest.mark.skipif(
+    not (CROSS and EMULATOR),
+    reason="wants aarch64-linux-gnu-gcc and qemu-aarch64 (Debian: gcc-aarch64-linux-gnu, qemu-user)",
+)
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_on_arm_every_instruction_set_gives_the_same_bits(library: str, tmp_path: Path) -> None:
+    made = build([CROSS, "-O2", "-static", *FLAGS[2:]], library, I8MM, ["-DI8MM"], tmp_path)
+    run([EMULATOR, "-cpu", "max", made], 100)
+    run([EMULATOR, "-cpu", "cortex-a57", made], 1)  # which has the plainest set alone

@@ -166,7 +166,7 @@ def attention_of(transformer: nn.Module) -> dict[str, Any]:
 def int8_attention(transformer: nn.Module) -> Int8Attention:
     """Compute a transformer's attention in int8 from now on, on the CPU; see docs/runtime.md, "Attention".
 
-    It changes the result a little and saves time where the CPU has AVX-512 VNNI. What it does not take is computed by
+    It changes the result a little and saves time where the CPU has VNNI. What it does not take is computed by
     torch as before, see `declined` of what is returned.
 
     Args:

@@ -29,24 +29,31 @@ DECLARE(avxvnni);
 #endif
 DECLARE(avx512);
 DECLARE(vnni);
+#endif
 #ifdef AMX
 DECLARE(amx);
 #endif
+#ifdef I8MM
+DECLARE(i8mm);
+#endif
+
 static const struct set SETS[] = {
     ENTRY(baseline, "baseline", PLAIN),
+#ifdef X86
     ENTRY(avx2, "AVX2", AVX2),
 #ifdef AVX_VNNI_BUILT
     ENTRY(avxvnni, "AVX-VNNI", AVX_VNNI),
 #endif
     ENTRY(avx512, "AVX-512", AVX512),
     ENTRY(vnni, "AVX-512 VNNI", AVX512_VNNI),
+#endif
 #ifdef AMX
     ENTRY(amx, "AMX", AMX_INT8),
 #endif
-};
-#else
-static const struct set SETS[] = {ENTRY(baseline, "baseline", PLAIN)};
+#ifdef I8MM
+    ENTRY(i8mm, "NEON I8MM", NEON_I8MM),
 #endif
+};
 
 /* Set `index` of those that this machine can run, worst first; NULL beyond. */
 static const struct set *set_at(int64_t index) {

@@ -13,6 +13,9 @@ enum { VECTOR = 64, TILE = 8 };
 #elif defined(__AVX2__)
 #include <immintrin.h>
 enum { VECTOR = 32, TILE = 2 };
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#include <arm_neon.h>
+enum { VECTOR = 16, TILE = 2 };
 #else
 enum { VECTOR = 16, TILE = 1 };
 #endif
@@ -134,6 +137,8 @@ INLINE ints dot(ints sum, ints a, int32_t b) {
     return (ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, _mm512_set1_epi32(b));
 #elif defined(__AVXVNNI__)
     return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, _mm256_set1_epi32(b));
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+    return (ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)a, (int8x16_t)vdupq_n_s32(b));
 #else
     /* Bytes 0 and 2, then 1 and 3, as pairs of 16 bits: exact, where 8 bits at a time would saturate. */
     const int32_t even = (int32_t)(((uint32_t)(int32_t)(int8_t)b & 0xffffu) | ((uint32_t)(int8_t)(b >> 16) << 16));

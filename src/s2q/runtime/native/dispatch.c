@@ -72,6 +72,9 @@ DECLARE(vnni)
 #ifdef AMX
 DECLARE(amx)
 #endif
+#ifdef I8MM
+DECLARE(i8mm)
+#endif
 
 /* Best last. */
 static const functions sets[] = {
@@ -87,6 +90,9 @@ static const functions sets[] = {
 #endif
 #ifdef AMX
     OF(amx, "AMX", AMX_INT8),
+#endif
+#ifdef I8MM
+    OF(i8mm, "NEON I8MM", NEON_I8MM),
 #endif
 };
 enum { SETS = sizeof sets / sizeof *sets };

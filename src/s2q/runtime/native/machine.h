@@ -9,8 +9,15 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef I8MM
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#else
+#include <sys/auxv.h>
+#endif
+#endif
 
-enum { PLAIN, AVX2, AVX_VNNI, AVX512, AVX512_VNNI, AMX_INT8 };
+enum { PLAIN, AVX2, AVX_VNNI, AVX512, AVX512_VNNI, AMX_INT8, NEON_I8MM };
 
 #ifdef X86
 static int has_avx512(void) {
@@ -36,9 +43,26 @@ static int has_amx(void) {
 }
 #endif
 
+#ifdef I8MM
+/* Dot products of unsigned and signed bytes, which came with Armv8.6. */
+static int has_i8mm(void) {
+#ifdef __APPLE__
+    int value = 0;
+    size_t size = sizeof value;
+    return sysctlbyname("hw.optional.arm.FEAT_I8MM", &value, &size, NULL, 0) == 0 && value;
+#else
+    enum { BIT = 1 << 13 };
+    return (getauxval(AT_HWCAP2) & BIT) != 0;
+#endif
+}
+#endif
+
 /* One bit for each of the above. */
 static int find_sets(void) {
     int found = 1 << PLAIN;
+#ifdef I8MM
+    if (has_i8mm()) found |= 1 << NEON_I8MM;
+#endif
 #ifdef X86
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return found;
     found |= 1 << AVX2;

@@ -28,8 +28,8 @@
 #endif
 enum { NARROW_EIGHTS = 4, NARROW_SHIFTED_EIGHTS = LANES == 16 ? 2 : 0 };
 
-/* Outputs of a panel, of which UNIT hold a whole number. With 16 registers and products that take one of their own, half as many
- * outputs leave room for more rows, so that the panel comes from the cache less often. */
+/* Outputs of a panel, of which UNIT hold a whole number. With 16 registers and products that take one of their own, half as
+ * many outputs leave room for more rows, so that the panel comes from the cache less often. */
 enum { UNIT = 32, PANEL = LANES == 8 && NARROW ? 16 : UNIT, VECTORS = PANEL / LANES };
 
 /* Rows of a tile whose sums stay in registers. */
@@ -37,6 +37,8 @@ enum { UNIT = 32, PANEL = LANES == 8 && NARROW ? 16 : UNIT, VECTORS = PANEL / LA
 #define ROWS 8
 #elif LANES == 8
 #define ROWS (NARROW ? 4 : 3)
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#define ROWS 3
 #else
 #define ROWS 1
 #endif
@@ -49,6 +51,9 @@ INLINE ints dot(ints sum, ints u, ints c, const int small) {
 #elif defined(__AVXVNNI__)
     (void)small;
     return (ints)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)u, (__m256i)c);
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+    (void)small;
+    return (ints)vusdotq_s32((int32x4_t)sum, (uint8x16_t)u, (int8x16_t)c);
 #elif LANES == 4
     (void)small;
     UNROLL

@@ -8,7 +8,8 @@
  * z_a · Σ_k (u_k − v) = z_a · Σ_k u_k − z_a · v · K takes off; sums[] holds Σ (a − z_a), so that only z_a · Σ_k u_k is left to do.
  *
  * For groups of 4-bit weights, one integer operation more for each output and group would be felt: there u − v, which fits
- * int8, is made where the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at −128 · Σ_k (u_k − v).
+ * int8, is made where the nibbles are unpacked, and multiplied with c + 128, which is unsigned. Sums start at
+ * −128 · Σ_k (u_k − v).
  */
 #include "finish.h"
 #include "squares.h"
