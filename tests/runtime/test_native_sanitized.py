@@ -1,4 +1,4 @@
-"""The native code on random shapes, every instruction set: under the sanitizers of addresses and undefined behaviour, and for ARM."""
+"""The native code on random shapes, every instruction set: under the sanitizers of memory and behaviour, and on ARM."""
 
 import os
 import platform
