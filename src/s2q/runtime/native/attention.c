@@ -70,28 +70,28 @@ INLINE void multiply(const struct attention *a, struct tile *t, const ints (*que
     multiply_keys(a, keys, queries, t->sums);
     for (int w = 0; w < WIDE; w++) highest[w] = t->sums[0][w];
     for (int64_t j = 1; j < KEYS; j++)
-#pragma GCC unroll 8
+        UNROLL
         for (int w = 0; w < WIDE; w++) highest[w] = larger_int(highest[w], t->sums[j][w]);
 #else
     for (int w = 0; w < WIDE; w++) highest[w] = (ints){0} + INT32_MIN;
     for (int64_t j0 = 0; j0 < KEYS; j0 += TILE) {
         const int8_t *row = keys + j0 * a->quads * 4;
         ints sum[TILE][WIDE];
-#pragma GCC unroll 8
+        UNROLL
         for (int j = 0; j < TILE; j++)
-#pragma GCC unroll 8
+            UNROLL
             for (int w = 0; w < WIDE; w++) sum[j][w] = (ints){0} + key_start[j0 + j];
         for (int64_t d = 0; d < a->quads; d++) {
-#pragma GCC unroll 8
+            UNROLL
             for (int j = 0; j < TILE; j++) {
                 const int32_t quad = quad_at(row + (j * a->quads + d) * 4);
-#pragma GCC unroll 8
+                UNROLL
                 for (int w = 0; w < WIDE; w++) sum[j][w] = dot(sum[j][w], queries[d][w], quad);
             }
         }
-#pragma GCC unroll 8
+        UNROLL
         for (int j = 0; j < TILE; j++)
-#pragma GCC unroll 8
+            UNROLL
             for (int w = 0; w < WIDE; w++) {
                 t->sums[j0 + j][w] = sum[j][w];
                 highest[w] = larger_int(highest[w], sum[j][w]);
@@ -104,7 +104,7 @@ INLINE void multiply(const struct attention *a, struct tile *t, const ints (*que
 INLINE void add_bias(struct tile *t, const floats step[WIDE], floats top[WIDE]) {
     for (int w = 0; w < WIDE; w++) top[w] = (floats){0} - INFINITY;
     for (int64_t j = 0; j < KEYS; j++)
-#pragma GCC unroll 8
+        UNROLL
         for (int w = 0; w < WIDE; w++) {
             t->bias[j][w] = __builtin_convertvector(t->sums[j][w], floats) * step[w] + t->bias[j][w];
             top[w] = larger(t->bias[j][w], top[w]);
@@ -120,10 +120,10 @@ INLINE void share(struct tile *t, int biased, const ints highest[WIDE], const fl
         total[w] = (ints){0};
     }
     for (int64_t j = 0; j < KEYS; j += 4)
-#pragma GCC unroll 8
+        UNROLL
         for (int w = 0; w < WIDE; w++) {
             ints distance[4];
-#pragma GCC unroll 4
+            UNROLL
             for (int i = 0; i < 4; i++) {
                 const floats gap = biased ? (top[w] - t->bias[j + i][w]) * OCTAVE
                                           : __builtin_convertvector(highest[w] - t->sums[j + i][w], floats) * parts[w];
@@ -152,7 +152,7 @@ INLINE void attend(const struct attention *a, const struct tile *t, const int8_t
                    const floats now[WIDE], int moved, floats (*attended)[WIDE]) {
 #if defined(__AMX_INT8__)
     settle();
-#pragma GCC unroll 2
+    UNROLL
     for (int w = 0; w < WIDE; w++)
         for (int64_t d0 = 0; d0 < a->channels; d0 += AT_ONCE) {
             const int64_t channels = a->channels - d0 < AT_ONCE ? a->channels - d0 : AT_ONCE;
@@ -163,21 +163,21 @@ INLINE void attend(const struct attention *a, const struct tile *t, const int8_t
 #else
     for (int64_t d0 = 0; d0 < a->channels; d0 += TILE) {
         ints sum[TILE][WIDE];
-#pragma GCC unroll 8
+        UNROLL
         for (int d = 0; d < TILE; d++)
-#pragma GCC unroll 8
+            UNROLL
             for (int w = 0; w < WIDE; w++) sum[d][w] = (ints){0};
         for (int64_t j = 0; j < KEYS / 4; j++) {
-#pragma GCC unroll 8
+            UNROLL
             for (int d = 0; d < TILE; d++) {
                 const int32_t quad = quad_at(values + (j * a->channels + d0 + d) * 4);
-#pragma GCC unroll 8
+                UNROLL
                 for (int w = 0; w < WIDE; w++) sum[d][w] = dot(sum[d][w], t->shares[j][w], quad);
             }
         }
-#pragma GCC unroll 8
+        UNROLL
         for (int d = 0; d < TILE; d++)
-#pragma GCC unroll 8
+            UNROLL
             for (int w = 0; w < WIDE; w++) keep_channel(&attended[d0 + d][w], sum[d][w], before[w], now[w], moved);
     }
 #endif

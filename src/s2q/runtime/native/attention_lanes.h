@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "attention.h"
+#include "compilers.h"
 
 /* VECTOR bytes are a register; TILE keys, or channels, are summed at a time, as many as there are registers for. */
 #if defined(__AVX512BW__)
@@ -19,8 +20,6 @@ enum { VECTOR = 16, TILE = 2 };
 #else
 enum { VECTOR = 16, TILE = 1 };
 #endif
-
-#define INLINE static inline __attribute__((always_inline))
 
 enum { LANES = VECTOR / 4, WIDE = QUERIES / LANES };
 

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "compilers.h"
 #include "tasks.h"
 
 #if defined(__AVX512BW__)
@@ -27,8 +28,6 @@
 
 #define JOIN(name, set) name##_##set
 #define NAMED(name, set) JOIN(name, set)
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
 
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef int8_t bytes __attribute__((vector_size(4 * LANES)));
