@@ -3,8 +3,8 @@
 #define S2Q_COMPILERS_H
 
 #define INLINE static inline __attribute__((always_inline))
-/* Before a loop of known length, so that arrays it goes through become registers: Clang does not hear GCC's word, and would
- * leave them in memory. */
+/* Before a loop of known length, so that arrays it goes through become registers: at GCC's word Clang would leave them in
+ * memory (tests/runtime/test_native_compiled.py). */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
 #else
