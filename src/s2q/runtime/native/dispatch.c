@@ -85,7 +85,7 @@ static const functions sets[] = {
     OF(avxvnni, "AVX-VNNI", AVX_VNNI),
 #endif
     OF(avx512, "AVX-512", AVX512),
-    OF(vnni_registers, "AVX-512 VNNI, unpacked in registers", AVX512_VNNI),
+    OF(vnni_registers, "AVX-512 VNNI (AMD)", AVX512_VNNI),
     OF(vnni, "AVX-512 VNNI", AVX512_VNNI),
 #endif
 #ifdef AMX
