@@ -29,6 +29,7 @@ HELD = {
     "AVX-512 VNNI (AMD)": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     "AVX-512 VNNI": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"},
     AMX: {},
+    "NEON I8MM": {},
 }
 
 

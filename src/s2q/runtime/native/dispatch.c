@@ -76,7 +76,7 @@ DECLARE(amx)
 DECLARE(i8mm)
 #endif
 
-/* Best last. */
+/* Best last; `preferred` wants the two for VNNI side by side, AMD's first. */
 static const functions sets[] = {
     OF(baseline, "baseline", PLAIN),
 #ifdef X86

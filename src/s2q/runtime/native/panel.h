@@ -6,7 +6,7 @@
  *
  * Nibbles become bytes in the panel, once for all rows. With IN_REGISTERS they stay, and are unpacked for each tile of rows:
  * half the scratch, and free on processors that have ports for it beside those of the products. Where it shares theirs, as on
- * Intel's, it takes a seventh of the time.
+ * Intel's, it takes a seventh of the time of products of many rows; for one row or a few spreading costs more than it saves.
  */
 #ifndef S2Q_PANEL_H
 #define S2Q_PANEL_H
